@@ -1,0 +1,93 @@
+#define _GNU_SOURCE
+#include "base/cpu.h"
+
+#include <sched.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Which register files the operating system saves (XCR0). Without OSXSAVE the instruction itself would fault. */
+static uint64_t enabled_state(void) {
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & bit_OSXSAVE) == 0) {
+        return 0;
+    }
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return ((uint64_t)high << 32) | low;
+}
+
+static bool has_avx2(void) {
+    const uint64_t ymm = 0x6;
+    unsigned eax, ebx, ecx, edx;
+    if ((enabled_state() & ymm) != ymm || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) {
+        return false;
+    }
+    if ((ecx & bit_FMA) == 0 || (ecx & bit_F16C) == 0) {
+        return false;
+    }
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & bit_AVX2) != 0;
+}
+
+static bool has_avx512(void) {
+    const uint64_t zmm = 0xe6;
+    const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    unsigned eax, ebx, ecx, edx;
+    if (!has_avx2() || (enabled_state() & zmm) != zmm || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
+        return false;
+    }
+    return (ebx & needed) == needed && (ecx & bit_AVX512VNNI) != 0;
+}
+#else
+static bool has_avx2(void) { return false; }
+static bool has_avx512(void) { return false; }
+#endif
+
+bool cpu_has(lmi_isa isa) {
+    switch (isa) {
+    case LMI_ISA_AUTO:
+    case LMI_ISA_REF:
+        return true;
+    case LMI_ISA_AVX2:
+        return has_avx2();
+    case LMI_ISA_AVX512:
+        return has_avx512();
+    case LMI_ISA_NEON:
+#if defined(__aarch64__)
+        return true;
+#else
+        return false;
+#endif
+    }
+    return false;
+}
+
+const char *cpu_isa_name(lmi_isa isa) {
+    switch (isa) {
+    case LMI_ISA_AUTO:
+        return "auto";
+    case LMI_ISA_REF:
+        return "ref";
+    case LMI_ISA_AVX2:
+        return "avx2";
+    case LMI_ISA_AVX512:
+        return "avx512";
+    case LMI_ISA_NEON:
+        return "neon";
+    }
+    return "unknown";
+}
+
+int cpu_count(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        int n = CPU_COUNT(&set);
+        if (n > 0) {
+            return n;
+        }
+    }
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 && n < 4096 ? (int)n : 1;
+}

@@ -1,0 +1,13 @@
+/* What this CPU and its operating system can run. */
+#ifndef LMI_BASE_CPU_H
+#define LMI_BASE_CPU_H
+
+#include <stdbool.h>
+
+#include "lmi.h"
+
+bool cpu_has(lmi_isa isa);
+const char *cpu_isa_name(lmi_isa isa);
+int cpu_count(void); /* cores that this process may use, at least 1 */
+
+#endif

@@ -1,0 +1,189 @@
+#include "base/pool.h"
+
+#include <pthread.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+/* Rounds of a pause loop before a worker sleeps: about 50 microseconds, longer than the gap between two steps of a layer. */
+enum { SPINS = 4000 };
+
+typedef struct worker {
+    pool *owner;
+    pthread_t thread;
+    int index;
+} worker;
+
+struct pool {
+    int n_workers;
+    int n_started;
+    worker *workers; /* [n_workers]; 0 is the caller's */
+    pthread_mutex_t turn;
+    pthread_mutex_t sleep_lock;
+    pthread_cond_t wake;
+    pthread_cond_t done;
+
+    pool_job *job;
+    void *context;
+    int64_t n_pieces;
+    alignas(64) _Atomic uint64_t generation; /* a new value is a new job */
+    alignas(64) _Atomic int64_t next_piece;
+    alignas(64) _Atomic int n_inside; /* workers that may be touching the current job */
+    _Atomic bool job_open;
+    _Atomic bool closing;
+    _Atomic int n_asleep;
+    _Atomic bool caller_asleep;
+};
+
+static inline void pause_cpu(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void take_pieces(pool *p, int index) {
+    int64_t piece;
+    while ((piece = atomic_fetch_add_explicit(&p->next_piece, 1, memory_order_relaxed)) < p->n_pieces) {
+        p->job(p->context, piece, index);
+    }
+}
+
+static uint64_t wait_for_job(pool *p, uint64_t seen) {
+    uint64_t now;
+    for (int i = 0; i < SPINS; i++) {
+        now = atomic_load_explicit(&p->generation, memory_order_acquire);
+        if (now != seen) {
+            return now;
+        }
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->sleep_lock);
+    atomic_fetch_add(&p->n_asleep, 1);
+    while ((now = atomic_load(&p->generation)) == seen) {
+        pthread_cond_wait(&p->wake, &p->sleep_lock);
+    }
+    atomic_fetch_sub(&p->n_asleep, 1);
+    pthread_mutex_unlock(&p->sleep_lock);
+    return now;
+}
+
+static void *work(void *argument) {
+    worker *self = argument;
+    pool *p = self->owner;
+    uint64_t seen = 0;
+    for (;;) {
+        seen = wait_for_job(p, seen);
+        if (atomic_load_explicit(&p->closing, memory_order_acquire)) {
+            return NULL;
+        }
+        /* Enter first, look second: a worker that comes too late finds the job closed, and the caller need not wait for it. */
+        atomic_fetch_add(&p->n_inside, 1);
+        if (atomic_load(&p->job_open)) {
+            take_pieces(p, self->index);
+        }
+        if (atomic_fetch_sub(&p->n_inside, 1) == 1 && atomic_load(&p->caller_asleep)) {
+            pthread_mutex_lock(&p->sleep_lock);
+            pthread_cond_signal(&p->done);
+            pthread_mutex_unlock(&p->sleep_lock);
+        }
+    }
+}
+
+static void announce(pool *p) {
+    atomic_fetch_add(&p->generation, 1);
+    if (atomic_load(&p->n_asleep) > 0) {
+        pthread_mutex_lock(&p->sleep_lock);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->sleep_lock);
+    }
+}
+
+static void wait_for_workers(pool *p) {
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load(&p->n_inside) == 0) {
+            return;
+        }
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->sleep_lock);
+    atomic_store(&p->caller_asleep, true);
+    while (atomic_load(&p->n_inside) != 0) {
+        pthread_cond_wait(&p->done, &p->sleep_lock);
+    }
+    atomic_store(&p->caller_asleep, false);
+    pthread_mutex_unlock(&p->sleep_lock);
+}
+
+void pool_run(pool *p, pool_job *job, void *context, int64_t n_pieces) {
+    if (p->n_workers == 1 || n_pieces <= 1) {
+        for (int64_t piece = 0; piece < n_pieces; piece++) {
+            job(context, piece, 0);
+        }
+        return;
+    }
+    p->job = job;
+    p->context = context;
+    p->n_pieces = n_pieces;
+    atomic_store_explicit(&p->next_piece, 0, memory_order_relaxed);
+    atomic_store(&p->job_open, true);
+    announce(p);
+    take_pieces(p, 0);
+    atomic_store(&p->job_open, false);
+    wait_for_workers(p);
+}
+
+lmi_status pool_open(int n_workers, pool **out, lmi_error *error) {
+    *out = NULL;
+    if (n_workers < 1 || n_workers > POOL_MAX_WORKERS) {
+        return fail(error, LMI_INVALID_ARGUMENT, "threads must be between 1 and %d, not %d", POOL_MAX_WORKERS, n_workers);
+    }
+    pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    worker *workers = calloc((size_t)n_workers, sizeof *workers);
+    if (p == NULL || workers == NULL) {
+        free(p);
+        free(workers);
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for %d threads", n_workers);
+    }
+    *p = (pool){.n_workers = n_workers, .workers = workers};
+    pthread_mutex_init(&p->turn, NULL);
+    pthread_mutex_init(&p->sleep_lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    pthread_cond_init(&p->done, NULL);
+    p->n_started = 1;
+    for (int i = 0; i < n_workers; i++) {
+        workers[i] = (worker){.owner = p, .index = i};
+        if (i > 0) {
+            if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0) {
+                pool_close(p);
+                return fail(error, LMI_OUT_OF_MEMORY, "cannot start thread %d of %d", i + 1, n_workers);
+            }
+            p->n_started++;
+        }
+    }
+    *out = p;
+    return LMI_OK;
+}
+
+void pool_close(pool *p) {
+    if (p == NULL) {
+        return;
+    }
+    atomic_store(&p->closing, true);
+    announce(p);
+    for (int i = 1; i < p->n_started; i++) {
+        pthread_join(p->workers[i].thread, NULL);
+    }
+    pthread_cond_destroy(&p->wake);
+    pthread_cond_destroy(&p->done);
+    pthread_mutex_destroy(&p->sleep_lock);
+    pthread_mutex_destroy(&p->turn);
+    free(p->workers);
+    free(p);
+}
+
+int pool_n_workers(const pool *p) { return p->n_workers; }
+void pool_lock(pool *p) { pthread_mutex_lock(&p->turn); }
+void pool_unlock(pool *p) { pthread_mutex_unlock(&p->turn); }
