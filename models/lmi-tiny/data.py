@@ -135,16 +135,16 @@ class Exercises:
 
     def key_values(self, rng, length):
         """A list of pairs, then some of the keys again, each with its value."""
-        form, between = [("{}:{}", "\n"), ("{} ={}", "\n"), (" The {} is{}", "."),
-                         (" {} lives at number{}", "."), (" The word for {} is{}", ".")][rng.integers(5)]
-        before, middle = form.split("{}")[:2]
+        before, space, middle, between = [
+            ("", "", ":", "\n"), ("", "", " =", "\n"), (" The", " ", " is", "."),
+            ("", " ", " lives at number", "."), (" The word for", " ", " is", ".")][rng.integers(5)]
         words = rng.choice(self.words, 400, replace=False)
         digits = rng.random() < 0.6
         wide = int(rng.integers(1, 7))
         pairs, size = [], 0
         while size < length * 0.6 and len(pairs) < 150:
             value = " " + (str(rng.integers(10 ** wide)) if digits else words[200 + len(pairs)])
-            pairs.append((words[len(pairs)], value))
+            pairs.append((space + words[len(pairs)], value))
             size += len(self.sp.encode(before + pairs[-1][0] + middle + value + between))
         asked = [pairs[i] for i in rng.permutation(len(pairs))]
         segments = []

@@ -1,0 +1,9 @@
+/* What this process holds and what the system can give. */
+#ifndef LMI_BASE_MEMORY_H
+#define LMI_BASE_MEMORY_H
+
+#include "lmi.h"
+
+void memory_now(lmi_memory *memory); /* 0 where the system does not say */
+
+#endif

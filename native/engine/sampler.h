@@ -1,0 +1,35 @@
+/* The sampler chain: penalties -> top-k -> typical -> top-p -> min-p -> temperature -> draw (lmi.h, lmi_sampling).
+ *
+ * Random numbers are PCG64 (XSL-RR 128/64, O'Neill 2014), state and stream filled by SplitMix64 of the seed; one draw a token:
+ * the upper 53 bits of an output, divided by 2^53. Lives in memory given by the session; allocates nothing. */
+#ifndef LMI_ENGINE_SAMPLER_H
+#define LMI_ENGINE_SAMPLER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef struct sampler sampler;
+
+enum { SAMPLER_HISTORY = 4096 };
+
+size_t sampler_bytes(int64_t n_vocab);
+sampler *sampler_at(void *memory, int64_t n_vocab); /* `memory`: sampler_bytes, zeroed, 64-byte aligned */
+lmi_status sampler_set(sampler *s, const lmi_sampling *sampling, lmi_error *error); /* checks ranges; reseeds */
+
+/* What was read: token of position p is history[p % SAMPLER_HISTORY], for the last min(position, SAMPLER_HISTORY) positions,
+ * of which `n_known` are recorded. Logits [n_vocab] are not changed. All-NaN logits are LMI_INTERNAL with a clear message. */
+lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known, int32_t *token,
+                        float *logprob, lmi_error *error);
+
+/* -log softmax(logits)[token], summed in double. */
+double logits_nll(const float *logits, int64_t n_vocab, int32_t token);
+
+/* The part that a saved state keeps: options and generator. */
+size_t sampler_state_bytes(void);
+void *sampler_state(sampler *s);
+/* 0 if bytes loaded into sampler_state are options that sampler_set would accept, else a failure. */
+lmi_status sampler_check_state(const void *state, lmi_error *error);
+
+#endif
