@@ -6,4 +6,7 @@
 
 void memory_now(lmi_memory *memory); /* 0 where the system does not say */
 
+/* The same from the /proc and /sys below another folder: for tests. */
+void memory_at(const char *system, lmi_memory *memory);
+
 #endif

@@ -1,0 +1,100 @@
+# A thin front: `make run` and `make test` work on a machine that has gcc, make and Python. How things are compiled is
+# written in native/CMakeLists.txt, what is installed in pyproject.toml.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CMAKE  := $(shell command -v cmake || echo $(CURDIR)/$(BIN)/cmake)
+JOBS   := $(shell nproc 2>/dev/null || echo 2)
+MODEL  := models/lmi-tiny/lmi-tiny.gguf
+TEXT   := $(firstword $(wildcard models/texts/*.txt))
+HOUSE  := $(shell find native runtime -name '*.[ch]' -o -name '*.py' -o -name CMakeLists.txt 2>/dev/null) pyproject.toml
+
+.PHONY: run test lint build native-test sanitize python-test aarch64 wheel bench bench-peers fuzz clean
+
+run: $(VENV)/.installed
+	$(BIN)/lmi run $(MODEL) --prompt $(TEXT) -n 200
+
+test: lint native-test sanitize python-test
+	@if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then $(MAKE) --no-print-directory aarch64; \
+	else echo "aarch64: 1 skipped (no cross compiler or no qemu-aarch64 here; 'make aarch64' says what to install)"; fi
+
+# ---- what the rest stands on ------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "lmi needs Python 3.10 or later; name one with: make PYTHON=python3.12"; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "no C compiler: apt install gcc"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv does not work here: apt install python3-venv"; exit 1; }
+
+$(VENV)/.installed: $(BIN)/python $(HOUSE)
+	$(BIN)/pip install --quiet .
+	@touch $@
+
+$(VENV)/.test-tools: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet '.[test]'
+	@touch $@
+
+$(CURDIR)/$(BIN)/cmake: $(BIN)/python
+	$(BIN)/pip install --quiet cmake
+	@touch $@
+
+# ---- native -----------------------------------------------------------------------------------------------------
+
+build: $(CMAKE)
+	$(CMAKE) -S native -B build/native -DLMI_TESTS=ON
+	$(CMAKE) --build build/native -j $(JOBS)
+
+native-test: build
+	cd build/native && $(dir $(CMAKE))ctest --output-on-failure
+
+# The C tests again under AddressSanitizer and UndefinedBehaviorSanitizer, those with threads under ThreadSanitizer, and a
+# minute of each fuzz target.
+sanitize: $(CMAKE)
+	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined
+	$(CMAKE) --build build/asan -j $(JOBS)
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -j $(JOBS)
+	$(CMAKE) -S native -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_SANITIZE=thread
+	$(CMAKE) --build build/tsan -j $(JOBS)
+	cd build/tsan && $(dir $(CMAKE))ctest --output-on-failure -R 'pool|thread|session|engine|api'
+
+fuzz: $(CMAKE)
+	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined
+	$(CMAKE) --build build/asan -j $(JOBS)
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz
+
+aarch64: $(CMAKE)
+	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { echo "needs: apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
+	$(CMAKE) -S native -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/aarch64.cmake -DLMI_TESTS=ON
+	$(CMAKE) --build build/aarch64 -j $(JOBS)
+	cd build/aarch64 && $(dir $(CMAKE))ctest --output-on-failure -j $(JOBS)
+
+# ---- Python -----------------------------------------------------------------------------------------------------
+
+python-test: build $(VENV)/.test-tools
+	LMI_LIBRARY=$(CURDIR)/build/native/liblmi.so PYTHONPATH=$(CURDIR)/runtime $(BIN)/python -m pytest
+
+lint: $(VENV)/.test-tools
+	$(BIN)/ruff check .
+	$(BIN)/python tests/lint_includes.py
+	find native tests -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
+
+wheel: $(BIN)/python
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+# ---- measuring --------------------------------------------------------------------------------------------------
+
+bench: $(VENV)/.installed
+	$(BIN)/lmi bench $(MODEL) -d 0,1000,100000,1000000
+
+bench-peers: build
+	@echo "installs and compiles llama-cpp-python into $(VENV) if it is not there: this takes a while"
+	$(MAKE) --no-print-directory $(VENV)/.peers
+	LMI_LIBRARY=$(CURDIR)/build/native/liblmi.so PYTHONPATH=$(CURDIR)/runtime $(BIN)/python tests/bench/peers.py
+
+$(VENV)/.peers: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet '.[peers]'
+	@touch $@
+
+clean:
+	rm -rf build dist $(VENV)

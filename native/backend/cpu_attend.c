@@ -1,0 +1,246 @@
+/* The attention step on the CPU: rotate, store, attend.
+ *
+ * One token: a unit is (kv head, segment of 512 slots). Each unit rotates its own queries, the unit that owns the new slot
+ * stores the new key first, and the last unit of a kv head to finish merges the parts in order of segments: the result does
+ * not depend on who computed what. More tokens: keys and values are stored first, then a unit is (kv head, 64 tokens). */
+#include "backend/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "lambda/window.h"
+
+static int64_t turn_stride(const backend_context *c) { return c->model->spec->n_rot; }
+
+static const layer_context *layer_shape(const backend_context *c) { return &c->shape.layers[c->step->layer]; }
+
+static const float *sink_turn(const backend_context *c, int64_t token) {
+    return c->turn_sink + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0);
+}
+
+static void rotate(const backend_context *c, float *x, int64_t n_heads, const float *turn) {
+    const model_spec *spec = c->model->spec;
+    c->model->kernels->rope(x, n_heads, spec->head_dim, spec->n_rot, turn, spec->arch->pairing);
+}
+
+/* The group's queries of one token in both rotations, scaled. q_sink may be NULL. */
+static void load_queries(const backend_context *c, int64_t token, int64_t kv_head, float *q, float *q_sink) {
+    const model_spec *spec = c->model->spec;
+    const int64_t n = c->group * spec->head_dim;
+    const float *source = c->buffers[BUFFER_Q] + token * spec->n_heads * spec->head_dim + kv_head * n;
+    memcpy(q, source, (size_t)n * sizeof *q);
+    c->model->kernels->scale(q, 1.0f / sqrtf((float)spec->head_dim), n);
+    if (q_sink != NULL) {
+        memcpy(q_sink, q, (size_t)n * sizeof *q_sink);
+        rotate(c, q_sink, c->group, sink_turn(c, token));
+    }
+    rotate(c, q, c->group, c->turn + token * turn_stride(c));
+}
+
+static void store_key_value(backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker) {
+    const model_spec *spec = c->model->spec;
+    const kernels *k = c->model->kernels;
+    const layer_context *shape = layer_shape(c);
+    const int64_t offset = (token * spec->n_kv_heads + kv_head) * spec->head_dim;
+    const float *raw = c->buffers[BUFFER_K] + offset;
+    const float *value = c->buffers[BUFFER_V] + offset;
+    const int64_t index = c->chunk->first + token;
+    const cpu_layer *layer = &c->layers[c->step->layer];
+    memcpy(worker->key, raw, (size_t)spec->head_dim * sizeof *raw);
+    rotate(c, worker->key, 1, c->turn + token * turn_stride(c));
+    k->kv_store[c->shape.kv_type](&layer->rings[kv_head], ring_slot(index, shape->capacity), worker->key, value);
+    if (index < shape->sinks) {
+        memcpy(worker->key, raw, (size_t)spec->head_dim * sizeof *raw);
+        rotate(c, worker->key, 1, c->turn_sink_key + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0));
+        k->kv_store[c->shape.kv_type](&layer->sinks[kv_head], index, worker->key, value);
+    }
+}
+
+static void clear_state(float *m, float *z, float *o, int64_t n_rows, int64_t head_dim) {
+    for (int64_t i = 0; i < n_rows; i++) {
+        m[i] = -INFINITY;
+        z[i] = 0.0f;
+    }
+    memset(o, 0, (size_t)(n_rows * head_dim) * sizeof *o);
+}
+
+/* ---- one token ---------------------------------------------------------------------------------------------------- */
+
+static int64_t segments_of(int64_t slots) { return (slots + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT; }
+
+/* Slots that hold a token once this one is stored: a prefix of the ring until it wraps. */
+static int64_t used_slots(const backend_context *c) {
+    const int64_t n = c->chunk->first + 1;
+    const int64_t capacity = layer_shape(c)->capacity;
+    return n < capacity ? n : capacity;
+}
+
+static int64_t sinks_in_view(const backend_context *c) {
+    const layer_context *shape = layer_shape(c);
+    return active_sinks(c->chunk->first, shape->window, shape->sinks);
+}
+
+static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
+    const int64_t d = c->model->spec->head_dim;
+    const cpu_partial *parts = c->partials + kv_head * c->n_segments;
+    for (int64_t r = 0; r < c->group; r++) {
+        float *out = c->buffers[BUFFER_A] + (kv_head * c->group + r) * d;
+        float m = -INFINITY;
+        for (int64_t s = 0; s < n_segments; s++) {
+            m = parts[s].m[r] > m ? parts[s].m[r] : m;
+        }
+        float z = 0.0f;
+        memset(out, 0, (size_t)d * sizeof *out);
+        for (int64_t s = 0; s < n_segments; s++) {
+            if (parts[s].z[r] == 0.0f) {
+                continue; /* nothing seen there: exp(-inf - m) is not to be evaluated */
+            }
+            const float factor = exp_f32(parts[s].m[r] - m);
+            z += factor * parts[s].z[r];
+            for (int64_t i = 0; i < d; i++) {
+                out[i] += factor * parts[s].o[r * d + i];
+            }
+        }
+        c->model->kernels->scale(out, 1.0f / z, d);
+    }
+}
+
+static void attend_segment(void *context, int64_t piece, int worker_index) {
+    backend_context *c = context;
+    cpu_worker *worker = &c->workers[worker_index];
+    const model_spec *spec = c->model->spec;
+    const layer_context *shape = layer_shape(c);
+    const int64_t n_sinks = sinks_in_view(c), used = used_slots(c);
+    const int64_t n_sink_segments = segments_of(n_sinks), n_segments = n_sink_segments + segments_of(used);
+    const int64_t kv_head = piece / n_segments, segment = piece % n_segments;
+    const bool is_sink = segment < n_sink_segments;
+    const int64_t slot0 = (is_sink ? segment : segment - n_sink_segments) * ATTEND_SEGMENT;
+    const int64_t limit = is_sink ? n_sinks : used;
+    const cpu_layer *layer = &c->layers[c->step->layer];
+    const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
+    const int64_t index = c->chunk->first;
+
+    load_queries(c, 0, kv_head, worker->q, worker->q_sink);
+    if (!is_sink) {
+        const int64_t own = ring_slot(index, shape->capacity);
+        if (own >= slot0 && own < slot0 + ATTEND_SEGMENT) {
+            store_key_value(c, 0, kv_head, worker);
+        }
+    }
+    clear_state(part->m, part->z, part->o, c->group, spec->head_dim);
+    const attend_args args = {
+        .bank = is_sink ? &layer->sinks[kv_head] : &layer->rings[kv_head],
+        .q = is_sink ? worker->q_sink : worker->q,
+        .n_rows = c->group,
+        .rows_per_token = c->group,
+        .first_pos = index,
+        .newest = index,
+        .n_slots_used = is_sink ? n_sinks : shape->capacity,
+        .window = shape->window,
+        .slot0 = slot0,
+        .slot1 = slot0 + ATTEND_SEGMENT < limit ? slot0 + ATTEND_SEGMENT : limit,
+        .m = part->m,
+        .z = part->z,
+        .o = part->o,
+        .scratch = worker->attend_scratch,
+    };
+    const kernels *k = c->model->kernels;
+    (is_sink ? k->attend_sinks : k->attend_ring)[c->shape.kv_type](&args);
+    if (atomic_fetch_add_explicit(&c->arrived[kv_head], 1, memory_order_acq_rel) == (int)n_segments - 1) {
+        merge(c, kv_head, n_segments);
+    }
+}
+
+/* ---- many tokens -------------------------------------------------------------------------------------------------- */
+
+static void store_token(void *context, int64_t piece, int worker_index) {
+    backend_context *c = context;
+    for (int64_t h = 0; h < c->model->spec->n_kv_heads; h++) {
+        store_key_value(c, piece, h, &c->workers[worker_index]);
+    }
+}
+
+/* Ranges of slots that begin at a tile. Rounding down may add slots that no query of the block sees; it must not add slots of
+ * the other range, which would be counted twice: then one sweep over the ring does. */
+static int tile_ranges(int64_t first, int64_t last, const layer_context *shape, slot_range ranges[2]) {
+    int n = band_slots(first, last, shape->window, shape->capacity, ranges);
+    for (int i = 0; i < n; i++) {
+        ranges[i].begin = ranges[i].begin / KV_TILE * KV_TILE;
+    }
+    if (n == 2 && ranges[0].begin < ranges[1].end && ranges[1].begin < ranges[0].end) {
+        ranges[0] = (slot_range){0, shape->capacity};
+        n = 1;
+    }
+    return n;
+}
+
+static void attend_block(void *context, int64_t piece, int worker_index) {
+    backend_context *c = context;
+    cpu_worker *worker = &c->workers[worker_index];
+    const model_spec *spec = c->model->spec;
+    const kernels *k = c->model->kernels;
+    const layer_context *shape = layer_shape(c);
+    const cpu_layer *layer = &c->layers[c->step->layer];
+    const int64_t d = spec->head_dim, n_tokens = c->chunk->n_tokens;
+    const int64_t kv_head = piece % spec->n_kv_heads;
+    const int64_t token0 = piece / spec->n_kv_heads * ATTEND_BLOCK;
+    const int64_t n = n_tokens - token0 < ATTEND_BLOCK ? n_tokens - token0 : ATTEND_BLOCK;
+    const int64_t first = c->chunk->first + token0, last = first + n - 1;
+    const int64_t n_sinks = active_sinks(last, shape->window, shape->sinks);
+
+    for (int64_t t = 0; t < n; t++) {
+        const int64_t at = t * c->group * d;
+        load_queries(c, token0 + t, kv_head, worker->q + at, n_sinks > 0 ? worker->q_sink + at : NULL);
+    }
+    clear_state(worker->m, worker->z, worker->o, n * c->group, d);
+    attend_args args = {
+        .q = worker->q_sink,
+        .n_rows = n * c->group,
+        .rows_per_token = c->group,
+        .first_pos = first,
+        .newest = c->chunk->first + n_tokens - 1,
+        .window = shape->window,
+        .m = worker->m,
+        .z = worker->z,
+        .o = worker->o,
+        .scratch = worker->attend_scratch,
+    };
+    if (n_sinks > 0) {
+        args.bank = &layer->sinks[kv_head];
+        args.n_slots_used = n_sinks;
+        args.slot1 = n_sinks;
+        k->attend_sinks[c->shape.kv_type](&args);
+    }
+    args.q = worker->q;
+    args.bank = &layer->rings[kv_head];
+    args.n_slots_used = shape->capacity;
+    slot_range ranges[2];
+    const int n_ranges = tile_ranges(first, last, shape, ranges);
+    for (int i = 0; i < n_ranges; i++) {
+        args.slot0 = ranges[i].begin;
+        args.slot1 = ranges[i].end;
+        k->attend_ring[c->shape.kv_type](&args);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        for (int64_t r = 0; r < c->group; r++) {
+            const int64_t row = t * c->group + r;
+            float *out = c->buffers[BUFFER_A] + ((token0 + t) * spec->n_heads + kv_head * c->group + r) * d;
+            memcpy(out, worker->o + row * d, (size_t)d * sizeof *out);
+            k->scale(out, 1.0f / worker->z[row], d);
+        }
+    }
+}
+
+void cpu_attend(backend_context *c) {
+    const int64_t n_kv_heads = c->model->spec->n_kv_heads;
+    pool *workers = c->model->workers;
+    if (c->chunk->n_tokens == 1 && c->chunk->first >= layer_shape(c)->sinks) {
+        for (int64_t h = 0; h < n_kv_heads; h++) {
+            atomic_store_explicit(&c->arrived[h], 0, memory_order_relaxed);
+        }
+        pool_run(workers, attend_segment, c, n_kv_heads * (segments_of(sinks_in_view(c)) + segments_of(used_slots(c))));
+        return;
+    }
+    pool_run(workers, store_token, c, c->chunk->n_tokens);
+    pool_run(workers, attend_block, c, n_kv_heads * ((c->chunk->n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
+}

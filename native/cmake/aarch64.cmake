@@ -1,0 +1,11 @@
+# Cross-builds for aarch64 with Debian's gcc-aarch64-linux-gnu and runs the tests under qemu-user.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+find_program(LMI_QEMU NAMES qemu-aarch64 qemu-aarch64-static)
+if(LMI_QEMU)
+  set(CMAKE_CROSSCOMPILING_EMULATOR "${LMI_QEMU};-L;/usr/aarch64-linux-gnu")
+endif()

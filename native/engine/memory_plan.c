@@ -1,0 +1,140 @@
+/* Options to numbers, and numbers to bytes: all of it before anything large is taken. */
+#include "base/memory.h"
+#include "engine/session.h"
+#include "lambda/window.h"
+
+enum {
+    DEFAULT_SINKS = 16,
+    DEFAULT_WINDOW = 4096,
+    DEFAULT_CHUNK = 512,
+    DEFAULT_ROLLBACK = 64,
+    MAX_CHUNK = 65536
+};
+#define MAX_TOKENS ((int64_t)1 << 40)
+
+void lmi_session_options_default(lmi_session_options *options) {
+    *options = (lmi_session_options){.size = sizeof *options, .sinks = -1, .kv_type = LMI_KV_F16, .placement = LMI_PLACEMENT_CEILING};
+}
+
+static lmi_status out_of_range(lmi_error *error, const char *name, int64_t value, int64_t min, int64_t max) {
+    return fail(error, LMI_INVALID_ARGUMENT, "%s must be between %lld and %lld, not %lld", name, (long long)min, (long long)max,
+                (long long)value);
+}
+
+static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_error *error) {
+    if (o->size != sizeof *o) {
+        return fail(error, LMI_INVALID_ARGUMENT, "lmi_session_options has %zu bytes here and %zu at the caller: use its default function",
+                    sizeof *o, o->size);
+    }
+    if (o->sinks == -1) {
+        /* A quarter of the trained context at most: the rest is for the window. */
+        o->sinks = spec->trained_context / 4 < DEFAULT_SINKS ? spec->trained_context / 4 : DEFAULT_SINKS;
+    }
+    if (o->sinks < 0 || o->sinks > MAX_TOKENS) {
+        return out_of_range(error, "sinks", o->sinks, 0, MAX_TOKENS);
+    }
+    if (o->window == 0) {
+        o->window = spec->trained_context - o->sinks < DEFAULT_WINDOW ? spec->trained_context - o->sinks : DEFAULT_WINDOW;
+        o->window = o->window < 1 ? 1 : o->window;
+    }
+    o->chunk = o->chunk == 0 ? DEFAULT_CHUNK : o->chunk;
+    o->rollback = o->rollback == 0 ? DEFAULT_ROLLBACK : o->rollback;
+    if (o->window < 1 || o->window > MAX_TOKENS) {
+        return out_of_range(error, "window", o->window, 1, MAX_TOKENS);
+    }
+    if (o->chunk < 1 || o->chunk > MAX_CHUNK) {
+        return out_of_range(error, "chunk", o->chunk, 1, MAX_CHUNK);
+    }
+    if (o->rollback < 1 || o->rollback > MAX_TOKENS) {
+        return out_of_range(error, "rollback", o->rollback, 1, MAX_TOKENS);
+    }
+    if (o->kv_type < LMI_KV_F16 || o->kv_type > LMI_KV_F32) {
+        return fail(error, LMI_INVALID_ARGUMENT, "kv_type %d is not known", (int)o->kv_type);
+    }
+    if (o->placement != LMI_PLACEMENT_CEILING && o->placement != LMI_PLACEMENT_CONTIGUOUS) {
+        return fail(error, LMI_INVALID_ARGUMENT, "placement %d is not known", (int)o->placement);
+    }
+    if (o->kv_type == LMI_KV_Q8_0 && spec->head_dim % 32 != 0) {
+        fail(error, LMI_UNSUPPORTED, "a q8_0 context needs heads of a multiple of 32 numbers; this model's have %lld",
+             (long long)spec->head_dim);
+        remedy(error, "Use the f16 context.");
+        return LMI_UNSUPPORTED;
+    }
+    return LMI_OK;
+}
+
+lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *options, arena *memory, session_plan *plan,
+                             lmi_error *error) {
+    const model_spec *spec = &model->spec;
+    *plan = (session_plan){0};
+    if (!model->has_weights) {
+        return fail(error, LMI_INVALID_ARGUMENT, "this model was opened for its vocabulary only");
+    }
+    if (options != NULL) {
+        plan->options = *options;
+    } else {
+        lmi_session_options_default(&plan->options);
+    }
+    lmi_status status = resolve(spec, &plan->options, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    const lmi_session_options *o = &plan->options;
+    plan->layers = arena_take_array(memory, (size_t)spec->n_layers, sizeof *plan->layers);
+    if (plan->layers == NULL) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for the plan of %lld layers", (long long)spec->n_layers);
+    }
+    for (int64_t i = 0; i < spec->n_layers; i++) {
+        /* A layer that was trained with a window never saw tokens beyond it: it keeps that window and no sinks. */
+        const bool native = spec->native_window > 0;
+        const int64_t window = native && spec->native_window < o->window ? spec->native_window : o->window;
+        plan->layers[i] = (layer_context){
+            .window = window,
+            .sinks = native ? 0 : o->sinks,
+            .capacity = ring_capacity(window, o->chunk, o->rollback),
+        };
+        plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
+    }
+    plan->shape = (context_shape){.layers = plan->layers, .kv_type = o->kv_type, .placement = o->placement, .chunk = o->chunk};
+    plan->logits_rows = o->all_logits ? o->chunk : 1;
+    return model->device->plan(&model->shared, &plan->shape, &plan->bytes, error);
+}
+
+uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
+    const uint64_t logits = (uint64_t)plan->logits_rows * (uint64_t)model->spec.n_vocab * sizeof(float);
+    return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session);
+}
+
+void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {
+    lmi_memory memory;
+    memory_now(&memory);
+    *report = (lmi_plan){
+        .window = plan->options.window,
+        .sinks = plan->options.sinks,
+        .chunk = plan->options.chunk,
+        .rollback = plan->options.rollback,
+        .ring_slots = plan->capacity,
+        .weight_bytes = model->weights.n_bytes,
+        .context_bytes = plan->bytes.context,
+        .work_bytes = plan->bytes.work + session_own_bytes(model, plan),
+        .tokenizer_bytes = model->tokens != NULL ? tokenizer_bytes(model->tokens) : 0,
+        .available_bytes = memory.available_bytes,
+        .weights_mapped = model->view.mapped,
+    };
+    report->total_bytes = report->weight_bytes + report->context_bytes + report->work_bytes + report->tokenizer_bytes;
+}
+
+lmi_status lmi_session_plan(const lmi_model *model, const lmi_session_options *options, lmi_plan *plan, lmi_error *error) {
+    if (model == NULL || plan == NULL) {
+        return fail(error, LMI_INVALID_ARGUMENT, "lmi_session_plan needs a model and a place for the plan");
+    }
+    arena memory;
+    arena_open(&memory);
+    session_plan made;
+    lmi_status status = session_plan_make(model, options, &memory, &made, error);
+    if (status == LMI_OK) {
+        session_plan_report(model, &made, plan);
+    }
+    arena_close(&memory);
+    return status;
+}

@@ -1,0 +1,274 @@
+/* Sessions: opening, reading in chunks, rewinding, cancelling, sampling. */
+#include "engine/session.h"
+
+#include <stdlib.h>
+#include <math.h>
+
+#include "lambda/window.h"
+
+#define MAX_POSITION ((int64_t)1 << 62)
+
+lmi_status session_enter(lmi_session *session, lmi_error *error) {
+    if (session == NULL) {
+        return fail(error, LMI_INVALID_ARGUMENT, "no session was given");
+    }
+    int idle = 0;
+    if (!atomic_compare_exchange_strong(&session->in_use, &idle, 1)) {
+        fail(error, LMI_BUSY, "the session is in use by another thread");
+        remedy(error, "Open one session per thread.");
+        return LMI_BUSY;
+    }
+    return LMI_OK;
+}
+
+int64_t session_n_known(const lmi_session *session) {
+    const int64_t oldest = session->furthest > SAMPLER_HISTORY ? session->furthest - SAMPLER_HISTORY : 0;
+    return session->n_read > oldest ? session->n_read - oldest : 0;
+}
+
+void session_leave(lmi_session *session) { atomic_store(&session->in_use, 0); }
+
+static lmi_status open_parts(lmi_session *s, const lmi_session_options *options, lmi_error *error) {
+    lmi_model *model = s->model;
+    lmi_status status = session_plan_make(model, options, &s->memory, &s->plan, error);
+    if (status == LMI_OK) {
+        status = model->device->open(&model->shared, &s->plan.shape, &s->memory, &s->context, error);
+    }
+    if (status != LMI_OK) {
+        return status;
+    }
+    s->history = arena_take_array(&s->memory, SAMPLER_HISTORY, sizeof *s->history);
+    s->logits = arena_take_array(&s->memory, (size_t)(s->plan.logits_rows * model->spec.n_vocab), sizeof *s->logits);
+    void *draws = arena_take(&s->memory, sampler_bytes(model->spec.n_vocab));
+    if (s->history == NULL || s->logits == NULL || draws == NULL) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for the logits of %lld tokens", (long long)s->plan.logits_rows);
+    }
+    s->draws = sampler_at(draws, model->spec.n_vocab);
+    lmi_sampling sampling;
+    lmi_sampling_default(&sampling);
+    return sampler_set(s->draws, &sampling, error);
+}
+
+lmi_status lmi_session_open(lmi_model *model, const lmi_session_options *options, lmi_session **session, lmi_error *error) {
+    if (model == NULL || session == NULL) {
+        return fail(error, LMI_INVALID_ARGUMENT, "lmi_session_open needs a model and a place for the session");
+    }
+    *session = NULL;
+    lmi_session *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for a session");
+    }
+    s->model = model;
+    arena_open(&s->memory);
+    lmi_status status = open_parts(s, options, error);
+    if (status != LMI_OK) {
+        lmi_session_close(s);
+        return status;
+    }
+    arena_seal(&s->memory);
+    *session = s;
+    return LMI_OK;
+}
+
+void lmi_session_close(lmi_session *session) {
+    if (session != NULL) {
+        arena_close(&session->memory);
+        free(session);
+    }
+}
+
+void lmi_session_get_plan(const lmi_session *session, lmi_plan *plan) { session_plan_report(session->model, &session->plan, plan); }
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+static lmi_status check_tokens(const lmi_session *s, const int32_t *tokens, size_t n, lmi_error *error) {
+    if (tokens == NULL || n == 0) {
+        return fail(error, LMI_INVALID_ARGUMENT, "there are no tokens to read");
+    }
+    if (n > (size_t)(MAX_POSITION - s->start - s->n_read)) {
+        return fail(error, LMI_INVALID_ARGUMENT, "the position would exceed 2^62");
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= s->model->spec.n_vocab) {
+            return fail(error, LMI_INVALID_ARGUMENT, "token %d at index %zu is not in the vocabulary of %lld", tokens[i], i,
+                        (long long)s->model->spec.n_vocab);
+        }
+    }
+    return LMI_OK;
+}
+
+static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, bool is_last, lmi_error *error) {
+    const int64_t n_logits = s->plan.options.all_logits ? n : is_last ? 1 : 0;
+    const backend_chunk chunk = {
+        .tokens = tokens,
+        .n_tokens = n,
+        .first = s->n_read,
+        .start = s->start,
+        .logits = s->logits,
+        .n_logits = n_logits,
+        .cancel = &s->cancel,
+    };
+    s->n_rows = 0;
+    /* From here on ring slots are overwritten, whether or not the chunk is finished. */
+    s->furthest = s->n_read + n > s->furthest ? s->n_read + n : s->furthest;
+    lmi_status status = s->model->device->run(s->context, &chunk, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        s->history[(s->n_read + i) % SAMPLER_HISTORY] = tokens[i];
+    }
+    s->n_read += n;
+    s->n_rows = n_logits;
+    return LMI_OK;
+}
+
+lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t n, size_t *n_read, lmi_error *error) {
+    size_t done = 0;
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    status = check_tokens(session, tokens, n, error);
+    if (status == LMI_OK) {
+        status = file_check(&session->model->view, error);
+    }
+    if (status == LMI_OK) {
+        const size_t chunk = (size_t)session->plan.options.chunk;
+        pool_lock(session->model->workers);
+        while (status == LMI_OK && done < n) {
+            const size_t part = n - done < chunk ? n - done : chunk;
+            status = read_chunk(session, tokens + done, (int64_t)part, done + part == n, error);
+            done += status == LMI_OK ? part : 0;
+        }
+        pool_unlock(session->model->workers);
+    }
+    if (n_read != NULL) {
+        *n_read = done;
+    }
+    session_leave(session);
+    return status;
+}
+
+const float *lmi_session_logits(lmi_session *session, int64_t row) {
+    if (session == NULL || session->n_rows == 0 || row < -1 || row >= session->n_rows) {
+        return NULL;
+    }
+    return session->logits + (row == -1 ? session->n_rows - 1 : row) * session->model->spec.n_vocab;
+}
+
+int64_t lmi_session_n_rows(const lmi_session *session) { return session->n_rows; }
+
+double lmi_session_nll(lmi_session *session, int64_t row, int32_t token) {
+    const float *logits = lmi_session_logits(session, row);
+    if (logits == NULL || token < 0 || token >= session->model->spec.n_vocab) {
+        return INFINITY;
+    }
+    return logits_nll(logits, session->model->spec.n_vocab, token);
+}
+
+/* ---- moving ------------------------------------------------------------------------------------------------------- */
+
+int64_t lmi_session_position(const lmi_session *session) { return session->start + session->n_read; }
+
+lmi_status lmi_session_set_start(lmi_session *session, int64_t position, lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    if (session->furthest != 0) {
+        status = fail(error, LMI_INVALID_ARGUMENT, "the start can be set only before the first token is read");
+    } else if (position < 0 || position > MAX_POSITION) {
+        status = fail(error, LMI_INVALID_ARGUMENT, "the start must be between 0 and 2^62");
+    } else {
+        session->start = position;
+    }
+    session_leave(session);
+    return status;
+}
+
+/* Keys still there: after `furthest` tokens a ring holds the last `capacity` of them. The next query, at index n, needs the
+ * window - 1 before it. Two layers may differ in window and capacity, never in the difference. */
+static bool can_rewind(const lmi_session *s, int64_t n) {
+    if (n == 0) {
+        return true;
+    }
+    for (int64_t i = 0; i < s->model->spec.n_layers; i++) {
+        const layer_context *layer = &s->plan.layers[i];
+        const int64_t oldest_needed = n - (layer->window - 1) > 0 ? n - (layer->window - 1) : 0;
+        if (oldest_needed < s->furthest - layer->capacity) {
+            return false;
+        }
+    }
+    return true;
+}
+
+lmi_status lmi_session_rewind(lmi_session *session, int64_t position, lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    const int64_t n = position - session->start;
+    if (position < session->start || n > session->n_read) {
+        status = fail(error, LMI_INVALID_ARGUMENT, "cannot rewind to %lld: the text covers %lld to %lld", (long long)position,
+                      (long long)session->start, (long long)lmi_session_position(session));
+    } else if (!can_rewind(session, n)) {
+        status = fail(error, LMI_STATE, "cannot rewind to %lld: tokens that it needs were overwritten after %lld were read",
+                      (long long)position, (long long)(session->start + session->furthest));
+        remedy(error, "Restore a saved state, read the text again, or open the session with a larger rollback.");
+    } else {
+        const int64_t n_back = session->n_read - n;
+        session->n_rows = n_back == 0 ? session->n_rows : 0;
+        session->n_read = n;
+        session->furthest = n == 0 ? 0 : session->furthest; /* an empty text needs nothing of what the ring holds */
+    }
+    session_leave(session);
+    return status;
+}
+
+void lmi_session_cancel(lmi_session *session) { atomic_store(&session->cancel, 1); }
+void lmi_session_clear_cancel(lmi_session *session) { atomic_store(&session->cancel, 0); }
+
+void lmi_session_get_view(const lmi_session *session, lmi_view *view) {
+    const int64_t n = session->n_read, window = session->plan.options.window;
+    const bool native = session->model->spec.native_window > 0;
+    const int64_t own_window = native && session->model->spec.native_window < window ? session->model->spec.native_window : window;
+    const int64_t begin = n > own_window ? n - own_window : 0;
+    const int64_t kept = native ? 0 : session->plan.options.sinks;
+    const int64_t sinks = kept < begin ? kept : begin;
+    *view = (lmi_view){
+        .sinks_end = session->start + sinks,
+        .window_begin = session->start + begin,
+        .position = session->start + n,
+        .forgotten = begin - sinks,
+    };
+}
+
+int64_t lmi_session_hot_allocations(const lmi_session *session) { return session->memory.refused; }
+
+/* ---- sampling ----------------------------------------------------------------------------------------------------- */
+
+lmi_status lmi_session_set_sampling(lmi_session *session, const lmi_sampling *sampling, lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    status = sampling == NULL ? fail(error, LMI_INVALID_ARGUMENT, "no sampling was given") : sampler_set(session->draws, sampling, error);
+    session_leave(session);
+    return status;
+}
+
+lmi_status lmi_session_sample(lmi_session *session, int32_t *token, float *logprob, lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    const float *logits = lmi_session_logits(session, -1);
+    if (logits == NULL || token == NULL) {
+        status = fail(error, LMI_INVALID_ARGUMENT, "there are no logits to sample from: read a token first");
+    } else {
+        status = sampler_draw(session->draws, logits, session->history, session->n_read, session_n_known(session), token, logprob, error);
+    }
+    session_leave(session);
+    return status;
+}

@@ -1,0 +1,51 @@
+/* One timeline of tokens. Private to engine/. */
+#ifndef LMI_ENGINE_SESSION_H
+#define LMI_ENGINE_SESSION_H
+
+#include <stdatomic.h>
+
+#include "engine/model.h"
+#include "engine/sampler.h"
+
+/* Options as they will be, sizes included; what lmi_session_plan and lmi_session_open both start from. */
+typedef struct session_plan {
+    lmi_session_options options; /* every value resolved */
+    layer_context *layers;       /* [n_layers] in the given arena */
+    context_shape shape;
+    int64_t capacity;            /* of the widest ring */
+    int64_t logits_rows;
+    backend_bytes bytes;
+} session_plan;
+
+/* `memory` holds the table of layers, as long as the plan is used. */
+lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *options, arena *memory, session_plan *plan,
+                             lmi_error *error);
+void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report);
+/* Work space that the session itself takes, beside the backend's. */
+uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan);
+
+struct lmi_session {
+    lmi_model *model;
+    arena memory;
+    session_plan plan;
+    backend_context *context;
+    atomic_int in_use; /* a second thread is refused, not made to wait */
+    atomic_int cancel;
+
+    int64_t start;     /* position of the first token; the rest counts tokens from there */
+    int64_t n_read;    /* tokens read: the next one has index n_read */
+    int64_t furthest;  /* most tokens ever read: later ring slots were overwritten up to here */
+    int32_t *history;  /* [SAMPLER_HISTORY] token of index i at i % SAMPLER_HISTORY */
+    float *logits;     /* [logits_rows][n_vocab] */
+    int64_t n_rows;    /* rows of logits that are valid */
+    sampler *draws;
+};
+
+/* How many tokens before n_read the history still holds. */
+int64_t session_n_known(const lmi_session *session);
+
+/* Guards every call on a session: LMI_BUSY if another call is in progress. */
+lmi_status session_enter(lmi_session *session, lmi_error *error);
+void session_leave(lmi_session *session);
+
+#endif

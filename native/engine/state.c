@@ -1,0 +1,135 @@
+/* Saved states: what of a session they hold, and what makes them fit. */
+#include <string.h>
+
+#include "engine/session.h"
+#include "engine/snapshot.h"
+
+enum { PART_CONTEXT, PART_LOGITS, PART_HISTORY, PART_SAMPLER, N_PARTS };
+
+static void describe(lmi_session *s, snapshot_header *header, snapshot_part parts[N_PARTS]) {
+    const lmi_session_options *o = &s->plan.options;
+    *header = (snapshot_header){
+        .window = o->window,
+        .sinks = o->sinks,
+        .chunk = o->chunk,
+        .rollback = o->rollback,
+        .kv_type = (int32_t)o->kv_type,
+        .placement = (int32_t)o->placement,
+        .ring_slots = s->plan.capacity,
+        .n_vocab = s->model->spec.n_vocab,
+        .start = s->start,
+        .position = s->start + s->n_read,
+        .furthest = s->start + s->furthest,
+        .has_logits = s->n_rows > 0,
+        .isa = (int32_t)s->model->kernels->isa,
+    };
+    model_fingerprint(s->model, header->fingerprint);
+    const size_t row = (size_t)s->model->spec.n_vocab * sizeof(float);
+    parts[PART_CONTEXT].data = s->model->device->context_memory(s->context, &parts[PART_CONTEXT].size);
+    /* The last row, wherever it stands; a load puts it first. */
+    parts[PART_LOGITS] = (snapshot_part){(char *)s->logits + (s->n_rows > 0 ? (size_t)(s->n_rows - 1) * row : 0), row};
+    parts[PART_HISTORY] = (snapshot_part){s->history, SAMPLER_HISTORY * sizeof *s->history};
+    parts[PART_SAMPLER] = (snapshot_part){sampler_state(s->draws), sampler_state_bytes()};
+}
+
+static lmi_status check_part(void *context, int part, const void *bytes, size_t size, lmi_error *error) {
+    const lmi_session *s = context;
+    if (part == PART_SAMPLER) {
+        return sampler_check_state(bytes, error);
+    }
+    if (part == PART_HISTORY) {
+        for (size_t i = 0; i < size / sizeof(int32_t); i++) {
+            int32_t token;
+            memcpy(&token, (const char *)bytes + i * sizeof token, sizeof token);
+            if (token < 0 || token >= s->model->spec.n_vocab) {
+                return fail(error, LMI_STATE, "the saved state holds token %d, outside the vocabulary", token);
+            }
+        }
+    }
+    return LMI_OK;
+}
+
+static void adopt(lmi_session *s, const snapshot_header *header) {
+    s->start = header->start;
+    s->n_read = header->position - header->start;
+    s->furthest = header->furthest - header->start;
+    s->n_rows = header->has_logits != 0;
+}
+
+size_t lmi_session_state_size(const lmi_session *session) {
+    const lmi_session *s = session;
+    snapshot_part parts[N_PARTS] = {0};
+    (void)s->model->device->context_memory(s->context, &parts[PART_CONTEXT].size);
+    parts[PART_LOGITS].size = (size_t)s->model->spec.n_vocab * sizeof(float);
+    parts[PART_HISTORY].size = SAMPLER_HISTORY * sizeof *s->history;
+    parts[PART_SAMPLER].size = sampler_state_bytes();
+    return snapshot_size(parts, N_PARTS);
+}
+
+typedef enum direction { WRITE_BYTES, READ_BYTES, WRITE_FILE, READ_FILE } direction;
+
+static lmi_status transfer(lmi_session *session, direction way, void *bytes, size_t size, const char *path, lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    snapshot_header header, loaded;
+    snapshot_part parts[N_PARTS];
+    describe(session, &header, parts);
+    if (way == READ_BYTES || way == READ_FILE) {
+        parts[PART_LOGITS].data = session->logits;
+    }
+    switch (way) {
+    case WRITE_BYTES:
+        status = snapshot_write(&header, parts, N_PARTS, bytes, size, error);
+        break;
+    case WRITE_FILE:
+        status = snapshot_save(&header, parts, N_PARTS, path, error);
+        break;
+    case READ_BYTES:
+        status = snapshot_read(&header, &loaded, parts, N_PARTS, bytes, size, check_part, session, error);
+        break;
+    case READ_FILE:
+        status = snapshot_load(&header, &loaded, parts, N_PARTS, path, check_part, session, error);
+        break;
+    }
+    if (status == LMI_OK && (way == READ_BYTES || way == READ_FILE)) {
+        adopt(session, &loaded);
+    }
+    session_leave(session);
+    return status;
+}
+
+lmi_status lmi_session_state_write(lmi_session *session, void *bytes, size_t size, lmi_error *error) {
+    return transfer(session, WRITE_BYTES, bytes, size, NULL, error);
+}
+
+lmi_status lmi_session_state_read(lmi_session *session, const void *bytes, size_t size, lmi_error *error) {
+    return transfer(session, READ_BYTES, (void *)(uintptr_t)bytes, size, NULL, error);
+}
+
+lmi_status lmi_session_save(lmi_session *session, const char *path, lmi_error *error) {
+    return transfer(session, WRITE_FILE, NULL, 0, path, error);
+}
+
+lmi_status lmi_session_load(lmi_session *session, const char *path, lmi_error *error) {
+    return transfer(session, READ_FILE, NULL, 0, path, error);
+}
+
+lmi_status lmi_state_file_options(const char *path, lmi_session_options *options, lmi_error *error) {
+    if (path == NULL || options == NULL) {
+        return fail(error, LMI_INVALID_ARGUMENT, "lmi_state_file_options needs a path and a place for the options");
+    }
+    snapshot_header header;
+    lmi_status status = snapshot_peek(path, &header, error);
+    if (status == LMI_OK) {
+        lmi_session_options_default(options);
+        options->window = header.window;
+        options->sinks = header.sinks;
+        options->chunk = header.chunk;
+        options->rollback = header.rollback;
+        options->kv_type = (lmi_kv_type)header.kv_type;
+        options->placement = (lmi_placement)header.placement;
+    }
+    return status;
+}
