@@ -124,8 +124,10 @@ def main() -> int:
                 lines = path.read_text().count("\n")
                 if lines > MAX_LINES[path.suffix]:
                     problems.append(f"{path.relative_to(ROOT)}: {lines} lines; at most {MAX_LINES[path.suffix]}")
-    rules = [path for folder in ("native", "tests") for kind in ("*.cmake", "CMakeLists.txt") for path in (ROOT / folder).rglob(kind)]
-    for path in [ROOT / "Makefile", ROOT / "pyproject.toml", *rules]:
+    rules = [ROOT / "Makefile", ROOT / "pyproject.toml"]
+    for folder in (ROOT / "native", ROOT / "tests"):
+        rules += [*folder.rglob("*.cmake"), *folder.rglob("CMakeLists.txt")]
+    for path in rules:
         problems += [f"{path.relative_to(ROOT)}: {match.group()}" for match in BANNED_FLAGS.finditer(path.read_text())]
     for problem in problems:
         print(problem)

@@ -248,6 +248,19 @@ int64_t lmi_session_hot_allocations(const lmi_session *session) { return session
 
 /* ---- sampling ----------------------------------------------------------------------------------------------------- */
 
+void lmi_sampling_default(lmi_sampling *sampling) {
+    *sampling = (lmi_sampling){
+        .size = sizeof *sampling,
+        .temperature = 0.8f,
+        .top_k = 40,
+        .top_p = 0.95f,
+        .min_p = 0.05f,
+        .typical_p = 1.0f,
+        .repeat_penalty = 1.0f,
+        .penalty_last = 64,
+    };
+}
+
 lmi_status lmi_session_set_sampling(lmi_session *session, const lmi_sampling *sampling, lmi_error *error) {
     lmi_status status = session_enter(session, error);
     if (status != LMI_OK) {

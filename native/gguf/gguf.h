@@ -87,4 +87,8 @@ double gguf_real_at(const gguf *file, const gguf_key *key, uint64_t index);
 /* Strings come one after the other: start with cursor = key->offset, call at most key->count times. */
 text_view gguf_next_string(const gguf *file, uint64_t *cursor);
 
+/* A name from a file as it may appear in a message: printable ASCII, the rest as \xNN, cut after 64 bytes. */
+enum { GGUF_SHOWN = 64 * 4 + 4 };
+const char *gguf_shown(text_view name, char text[GGUF_SHOWN]);
+
 #endif

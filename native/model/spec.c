@@ -103,8 +103,9 @@ static void read_rope(reader *r, model_spec *spec) {
         rope->scaling = ROPE_SCALING_LINEAR;
     } else if (text_is(type, "yarn")) {
         rope->scaling = ROPE_SCALING_YARN;
-        rope->original_context = (double)spec->trained_context;
-        read_real(r, "rope.scaling.original_context_length", GGUF_OPTIONAL, 1.0, 1e12, &rope->original_context);
+        int64_t original_context = spec->trained_context;
+        read_int(r, "rope.scaling.original_context_length", GGUF_OPTIONAL, 1, (int64_t)1 << 40, &original_context);
+        rope->original_context = (double)original_context;
         read_real(r, "rope.scaling.attn_factor", GGUF_OPTIONAL, 1e-3, 1e3, &rope->attention_factor);
         read_real(r, "rope.scaling.yarn_beta_fast", GGUF_OPTIONAL, 1e-3, 1e6, &rope->beta_fast);
         read_real(r, "rope.scaling.yarn_beta_slow", GGUF_OPTIONAL, 1e-3, 1e6, &rope->beta_slow);

@@ -2,7 +2,13 @@
 #ifndef LMI_QUANT_DEQUANT_H
 #define LMI_QUANT_DEQUANT_H
 
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+
+/* A block sits at any address in a mapped file: memcpy is the portable unaligned load, and costs nothing. */
+#define BLOCK_AT(block, blocks, index)                                                                                         \
+    memcpy(&(block), (const uint8_t *)(blocks) + (size_t)(index) * sizeof(block), sizeof(block))
 
 void dequant_f32(const void *blocks, float *values, int64_t n);
 void dequant_f16(const void *blocks, float *values, int64_t n);

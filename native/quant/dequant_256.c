@@ -1,13 +1,9 @@
 /* Super-blocks of 256 values: groups of 16 or 32 with small integer scales of their own.
  *
  * The order of the float32 operations is that of the `gguf` package: scales are multiplied first, then the value. */
-#include <string.h>
-
 #include "base/half.h"
 #include "quant/blocks.h"
 #include "quant/dequant.h"
-
-#define BLOCK_AT(block, blocks, index) memcpy(&(block), (const uint8_t *)(blocks) + (size_t)(index) * sizeof(block), sizeof(block))
 
 /* Q2_K, Q3_K, Q6_K share one walk: half h of the block, pair of bits s, lane l make value 128 h + 32 s + l. */
 

@@ -1,14 +1,9 @@
 /* Plain floats and blocks of 32 values.
  *
  * The order of the float32 operations is that of the `gguf` package, so that results agree to the last bit. */
-#include <string.h>
-
 #include "base/half.h"
 #include "quant/blocks.h"
 #include "quant/dequant.h"
-
-/* The block sits at any address in a mapped file: memcpy is the portable unaligned load, and costs nothing. */
-#define BLOCK_AT(block, blocks, index) memcpy(&(block), (const uint8_t *)(blocks) + (size_t)(index) * sizeof(block), sizeof(block))
 
 const int8_t quant_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 const int8_t quant_mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -118,9 +113,7 @@ void dequant_iq4_nl(const void *blocks, float *values, int64_t n) {
 }
 
 /* 2^(e - 128): half of the block's scale, since the table holds twice the values. The two smallest are subnormal. */
-static float mxfp4_half_scale(uint8_t e) {
-    return f32_from_bits(e < 2 ? UINT32_C(0x00200000) << e : (uint32_t)(e - 1) << 23);
-}
+static float mxfp4_half_scale(uint8_t e) { return f32_from_bits(e < 2 ? UINT32_C(0x00200000) << e : (uint32_t)(e - 1) << 23); }
 
 void dequant_mxfp4(const void *blocks, float *values, int64_t n) {
     for (int64_t i = 0; i < n / QK; i++, values += QK) {

@@ -100,6 +100,8 @@ class ClosedError(Error, RuntimeError):
 class TemplateError(Error):
     """The model's chat template is broken, too large, too slow or tries what it may not."""
 
+    exit_code = 7
+
 
 class InternalError(Error):
     """A bug in lmi, or an installation without its library. Please report."""

@@ -82,9 +82,11 @@ def add_spm_vocabulary(writer: gguf.GGUFWriter, tokens: list, scores: list[float
 
 # ---- weights in blocks ------------------------------------------------------------------------------------------
 
-# Types that the gguf package can decode but not encode: where a block keeps its float16 scale and, if it has one, the
-# scale of its minimum, with the ratio of the two that gives a mean of about zero.
+# Where a block keeps its float16 scale and, if it has one, the scale of its minimum, with the ratio of the two that gives a
+# mean of about zero. The gguf package decodes all of these, but encodes only the first two.
 _SCALES = {
+    "Q4_0": (0, None, 0.0),
+    "Q8_0": (0, None, 0.0),
     "Q2_K": (80, 82, 1.5),
     "Q3_K": (108, None, 0.0),
     "Q4_K": (0, 2, 7.5),
@@ -115,15 +117,17 @@ def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, cols: int, std: fl
     return set_scale(data, spread).reshape(rows, cols // block * size)
 
 
-def encode(values: np.ndarray, kind_name: str, std: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as (bytes or floats to write, float32 values that they stand for)."""
+def encode(values: np.ndarray, kind_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix as (bytes or floats to write, float32 values that they stand for). Types without an encoder get random codes
+    under scales that keep the standard deviation."""
     kind = gguf.GGMLQuantizationType[kind_name]
-    if kind_name in _SCALES:
-        data = random_blocks(kind, *values.shape, std, rng)
-    elif kind_name == "F32":
+    if kind_name == "F32":
         return values, values
-    else:
+    try:
         data = gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        rng = np.random.default_rng(values.reshape(-1)[:8].view(np.uint32))
+        data = random_blocks(kind, *values.shape, float(np.std(values)), rng)
     return data, gguf.quants.dequantize(data, kind).astype(np.float32)
 
 
@@ -200,10 +204,11 @@ def make_llama(
     head_dim: int | None = None,
     chat_template: str | None = None,
     eps: float = 1e-5,
+    decode: bool = True,
 ) -> TinyModel:
     """Writes a random llama. weight_type: one GGUF type for all matrices, or {stem: type} with "" for the others, where a
     stem is the last part of a name ("attn_q", "token_embd"). rope_scaling: {"type": "linear" | "yarn", "factor": 4.0,
-    "original": 16}."""
+    "original": 16}. decode False: random codes of block types at once, and no weights for an oracle: for large shapes."""
     head_dim = head_dim or n_embd // n_heads
     model = TinyModel(
         Path(path), n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, context, eps, rope_theta, tied,
@@ -217,11 +222,13 @@ def make_llama(
 
     def add_matrix(stem: str, rows: int, cols: int, std: float) -> None:
         kind = weight_type if isinstance(weight_type, str) else weight_type.get(stem.split(".")[-1], weight_type[""])
-        values = (rng.standard_normal((rows, cols)) * std).astype(np.float32)
-        data, decoded = encode(values, kind, std, rng)
-        raw = None if data.dtype in (np.float32, np.float16) else gguf.GGMLQuantizationType[kind]
+        raw = None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind]
+        if decode or raw is None:
+            data, decoded = encode((rng.standard_normal((rows, cols)) * std).astype(np.float32), kind)
+            model.weights[f"{stem}.weight"] = decoded
+        else:
+            data = random_blocks(raw, rows, cols, std, rng)
         writer.add_tensor(f"{stem}.weight", data, raw_dtype=raw)
-        model.weights[f"{stem}.weight"] = decoded
 
     def add_vector(name: str, values: np.ndarray) -> None:
         writer.add_tensor(name, values)
@@ -289,8 +296,8 @@ def make_from_stories(path: Path, folder: Path, weight_type: str = "F32") -> Tin
     add_spm_vocabulary(writer, *read_llama2c_vocabulary(folder / "tok512.bin", n_vocab))
     for name, values in model.weights.items():
         kind = weight_type if values.ndim == 2 else "F32"
-        written, model.weights[name] = encode(np.ascontiguousarray(values), kind, 0.0, np.random.default_rng(0))
-        raw = None if written.dtype in (np.float32, np.float16) else gguf.GGMLQuantizationType[kind]
+        written, model.weights[name] = encode(np.ascontiguousarray(values), kind)
+        raw = None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind]
         writer.add_tensor(name, written, raw_dtype=raw)
     finish(writer)
     return model
@@ -305,7 +312,7 @@ def read_llama2c_vocabulary(path: Path, n_vocab: int) -> tuple[list, list[float]
         piece = data[at + 8 : at + 8 + size]
         at += 8 + size
         if i < FIRST_BYTE:
-            piece, kind = [b"<unk>", b"<s>", b"</s>"][i], [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL][i]
+            piece, kind = (b"<unk>", b"<s>", b"</s>")[i], gguf.TokenType.UNKNOWN if i == UNK else gguf.TokenType.CONTROL
         elif i < FIRST_BYTE + 256:
             piece, kind = b"<0x%02X>" % (i - FIRST_BYTE), gguf.TokenType.BYTE
         else:

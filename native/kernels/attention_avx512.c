@@ -1,0 +1,61 @@
+/* AVX-512: a tile of 16 slots is one vector; 8 query rows share a key vector. */
+#include <immintrin.h>
+
+#include "kernels/fill.h"
+#include "kernels/vector.h"
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+enum { LANES = 16, TILE_VECTORS = 1, GROUP = 8, INT_ROWS = 8, ACCUMULATORS = 16 };
+
+#define EACH_ROWS(n, DO)                                                                                                           \
+    switch (n) {                                                                                                                   \
+    case 1: DO(1); break;                                                                                                          \
+    case 2: DO(2); break;                                                                                                          \
+    case 3: DO(3); break;                                                                                                          \
+    case 4: DO(4); break;                                                                                                          \
+    case 5: DO(5); break;                                                                                                          \
+    case 6: DO(6); break;                                                                                                          \
+    case 7: DO(7); break;                                                                                                          \
+    default: DO(8); break;                                                                                                         \
+    }
+
+static inline vf vf_load(const float *x) { return _mm512_loadu_ps(x); }
+static inline void vf_store(float *x, vf v) { _mm512_storeu_ps(x, v); }
+static inline vf vf_all(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
+static inline float vf_largest(vf v) { return _mm512_reduce_max_ps(v); }
+static inline vf vf_multiply_add(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_only(uint32_t bits, vf x) { return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)bits, x); }
+static inline vf vf_from_f16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+static inline vf vf_from_int8(const int8_t *x) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
+}
+static inline vf vf_from_int(vi v) { return _mm512_cvtepi32_ps(v); }
+
+static inline vi vi_load(const uint8_t *x) { return _mm512_loadu_si512(x); }
+static inline vi vi_all(int32_t x) { return _mm512_set1_epi32(x); }
+static inline vi vi_even(vi v) { return _mm512_and_si512(v, _mm512_set1_epi32(0x00ff00ff)); }
+static inline vi vi_odd(vi v) { return _mm512_srli_epi16(v, 8); }
+static inline vi vi_dot_add(vi sum, vi a, vi b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+/* max(low, x) is x for a NaN x; scalef multiplies by 2^n with one rounding. */
+static inline vf vf_exp(vf x) {
+    x = _mm512_max_ps(_mm512_set1_ps(EXP_LOW), x);
+    const vf k = _mm512_roundscale_ps(x * _mm512_set1_ps(EXP_LOG2_E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf high = _mm512_fnmadd_ps(k, _mm512_set1_ps(EXP_LN2_HIGH), x);
+    const vf r = _mm512_fnmadd_ps(k, _mm512_set1_ps(EXP_LN2_LOW), high);
+    vf q = _mm512_set1_ps(EXP_C6);
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C5));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C4));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C3));
+    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C2));
+    const vf e = _mm512_fmadd_ps(r * r, q, r) + _mm512_set1_ps(1.0f);
+    return _mm512_scalef_ps(e, k);
+}
+
+#include "kernels/attention_simd.h"
+
+void attention_fill_avx512(kernels *table) { fill(table); }

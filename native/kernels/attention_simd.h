@@ -1,0 +1,534 @@
+/* Streaming attention for columns with vectors. attention_avx2.c and attention_avx512.c define the primitives below and include
+ * this file; everything here is written once.
+ *
+ * Query rows are taken in groups of GROUP, as many as fit the registers. Per block of 64 slots: logits of a group grow side by
+ * side from the transposed key tiles (a key vector is loaded once per group), one step of the running softmax, then the values
+ * (loaded once per group). With more rows than one group the block is widened to float first, in scratch. Rows of a group may
+ * see different slots: what all see runs without questions, the few slots at a seam or on the diagonal are asked row by row.
+ *
+ * From the includer:
+ *   vf, LANES                a vector of floats            TILE_VECTORS  16 / LANES
+ *   vf_load, vf_store, vf_all(float), vf_max, vf_sum, vf_largest (NaN is passed over), vf_multiply_add(a, b, c) = a * b + c
+ *   vf_exp                   exp_f32 of each, arguments <= 0, -inf or NaN
+ *   vf_only(bits, x)         -inf where a bit is 0
+ *   vf_from_f16, vf_from_int8   of LANES values in memory
+ *   vi, vi_load, vi_all(int32_t), vi_even, vi_odd: bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
+ *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword, vf_from_int(vi)
+ *   GROUP, EACH_ROWS(n, DO)  switch (n) with a case for every 1 <= n <= GROUP;  INT_ROWS: rows per pass over Q8_0 keys */
+#ifndef LMI_KERNELS_ATTENTION_SIMD_H
+#define LMI_KERNELS_ATTENTION_SIMD_H
+
+#include <string.h>
+
+#include "kernels/attention.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PANEL = 8 * GROUP }; /* rows whose logits are in scratch at a time */
+
+/* The parts of scratch, each 64-byte aligned. */
+typedef struct workspace {
+    float *logits;    /* [PANEL][64]: logits, then weights */
+    float *q;         /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
+    float *steps;     /* Q8_0: [group][d/32][GROUP] */
+    int32_t *offsets; /* Q8_0: [group][d/32][GROUP], -128 times the sum of levels */
+    float *keys;      /* [4][d][16] a block widened to float */
+    float *values;    /* [64][d] */
+    float *scales;    /* Q8_0: [64][d/32] of the values */
+    slot_view *views; /* [n_tokens] */
+} workspace;
+
+enum { PARTS = 8 };
+
+/* Where each part begins; [PARTS] is the size of all. */
+static void workspace_offsets(int64_t n_rows, int64_t head_dim, size_t offsets[PARTS + 1]) {
+    const size_t rows = (size_t)((n_rows + GROUP - 1) / GROUP * GROUP), d = (size_t)head_dim, blocks = d / QUERY_BLOCK;
+    const size_t counts[PARTS] = {PANEL * BLOCK_SLOTS, rows * d,        rows * blocks,        rows * blocks,
+                                  BLOCK_SLOTS * d,     BLOCK_SLOTS * d, BLOCK_SLOTS * blocks, (size_t)n_rows};
+    offsets[0] = 0;
+    for (int i = 0; i < PARTS; i++) {
+        offsets[i + 1] = offsets[i] + kv_round(counts[i] * (i == PARTS - 1 ? sizeof(slot_view) : sizeof(float)));
+    }
+}
+
+static size_t attend_scratch(int64_t n_rows, int64_t head_dim) {
+    size_t offsets[PARTS + 1];
+    workspace_offsets(n_rows, head_dim, offsets);
+    return offsets[PARTS];
+}
+
+static workspace workspace_at(void *scratch, int64_t n_rows, int64_t head_dim) {
+    size_t at[PARTS + 1];
+    workspace_offsets(n_rows, head_dim, at);
+    char *base = scratch;
+    void *parts[PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = base + at[i];
+    }
+    return (workspace){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6], parts[7]};
+}
+
+/* ---- queries, side by side in a group ------------------------------------------------------------------------------- */
+
+static void pack_float(const attend_args *args, const workspace *w) {
+    const int64_t d = args->bank->head_dim;
+    for (int64_t r = 0; r < args->n_rows; r++) {
+        float *packed = w->q + r / GROUP * d * GROUP + r % GROUP;
+        for (int64_t i = 0; i < d; i++) {
+            packed[i * GROUP] = args->q[r * d + i];
+        }
+    }
+}
+
+/* As dwords of two levels, in the order in which vi_even and vi_odd deliver keys: (0, 2), (1, 3), (4, 6), ... */
+static void pack_levels(const attend_args *args, const workspace *w) {
+    const int64_t d = args->bank->head_dim, blocks = d / QUERY_BLOCK;
+    for (int64_t r = 0; r < args->n_rows; r++) {
+        int32_t *packed = (int32_t *)w->q + r / GROUP * (d / 2) * GROUP + r % GROUP;
+        const int64_t at = r / GROUP * blocks * GROUP + r % GROUP;
+        for (int64_t b = 0; b < blocks; b++) {
+            int16_t levels[QUERY_BLOCK];
+            int32_t sum = 0;
+            w->steps[at + b * GROUP] = round_query(args->q + r * d + b * QUERY_BLOCK, levels);
+            for (int64_t i = 0; i < QUERY_BLOCK; i++) {
+                sum += levels[i];
+            }
+            w->offsets[at + b * GROUP] = -128 * sum;
+            for (int64_t i = 0; i < QUERY_BLOCK / 2; i++) {
+                const int64_t first = i / 2 * 4 + i % 2;
+                const uint32_t pair = (uint16_t)levels[first] | (uint32_t)(uint16_t)levels[first + 2] << 16;
+                packed[(b * (QUERY_BLOCK / 2) + i) * GROUP] = (int32_t)pair;
+            }
+        }
+    }
+}
+
+/* ---- logits ----------------------------------------------------------------------------------------------------------- */
+
+INLINE vf key_vector(lmi_kv_type type, const void *keys, int64_t index) {
+    return type == LMI_KV_F32 ? vf_load((const float *)keys + index) : vf_from_f16((const uint16_t *)keys + index);
+}
+
+/* logits[row][16 * tile + slot] of `rows` rows against `tiles` tiles that follow each other. */
+INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, const void *keys, int64_t d, float *logits) {
+    enum { MOST = 4 * TILE_VECTORS };
+    const int vectors = tiles * TILE_VECTORS;
+    vf sum[GROUP][MOST];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            sum[r][v] = vf_all(0.0f);
+        }
+    }
+    for (int64_t i = 0; i < d; i++) {
+        vf key[MOST];
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            const int64_t tile = v / TILE_VECTORS, lane = v % TILE_VECTORS * LANES;
+            key[v] = key_vector(type, keys, (tile * d + i) * KV_TILE + lane);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            const vf x = vf_all(q[i * GROUP + r]);
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) {
+                sum[r][v] = vf_multiply_add(x, key[v], sum[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            vf_store(logits + r * BLOCK_SLOTS + v * LANES, sum[r][v]);
+        }
+    }
+}
+
+/* The same for one Q8_0 tile: integers are exact inside a block of 32 values, then one rounding per scale. */
+INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, const int32_t *offsets, const uint8_t *keys,
+                        const uint16_t *scales, int64_t d, float *logits) {
+    vf sum[INT_ROWS][TILE_VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_VECTORS; v++) {
+            sum[r][v] = vf_all(0.0f);
+        }
+    }
+    for (int64_t b = 0; b < d / QUERY_BLOCK; b++) {
+        vi whole[INT_ROWS][TILE_VECTORS];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+            for (int v = 0; v < TILE_VECTORS; v++) {
+                whole[r][v] = vi_all(offsets[b * GROUP + r]);
+            }
+        }
+        for (int64_t i = b * (QUERY_BLOCK / 4); i < (b + 1) * (QUERY_BLOCK / 4); i++) {
+#pragma GCC unroll 16
+            for (int v = 0; v < TILE_VECTORS; v++) {
+                const vi bytes = vi_load(keys + (i * KV_TILE + v * LANES) * 4);
+                const vi even = vi_even(bytes), odd = vi_odd(bytes);
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) {
+                    whole[r][v] = vi_dot_add(whole[r][v], even, vi_all(levels[2 * i * GROUP + r]));
+                    whole[r][v] = vi_dot_add(whole[r][v], odd, vi_all(levels[(2 * i + 1) * GROUP + r]));
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_VECTORS; v++) {
+            const vf scale = vf_from_f16(scales + b * KV_TILE + v * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                sum[r][v] = vf_multiply_add(vf_from_int(whole[r][v]), scale * vf_all(steps[b * GROUP + r]), sum[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_VECTORS; v++) {
+            vf_store(logits + r * BLOCK_SLOTS + v * LANES, sum[r][v]);
+        }
+    }
+}
+
+/* Tiles from .. to of a block for one group; keys: those of the block. */
+INLINE void group_logits_float(int rows, lmi_kv_type type, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
+    const int64_t tile_bytes = d * KV_TILE * (type == LMI_KV_F32 ? 4 : 2);
+    const int wide = rows * 4 * TILE_VECTORS <= ACCUMULATORS ? 4 : rows * 2 * TILE_VECTORS <= ACCUMULATORS ? 2 : 1;
+    int t = from;
+    for (; t + wide <= to; t += wide) {
+        logits_float(rows, wide, type, q, (const char *)keys + t * tile_bytes, d, logits + t * KV_TILE);
+    }
+    for (; t < to; t++) {
+        logits_float(rows, 1, type, q, (const char *)keys + t * tile_bytes, d, logits + t * KV_TILE);
+    }
+}
+
+static void group_logits_f32(int rows, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
+#define DO(n) group_logits_float(n, LMI_KV_F32, q, keys, d, from, to, logits)
+    EACH_ROWS(rows, DO)
+#undef DO
+}
+
+static void group_logits_f16(int rows, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
+#define DO(n) group_logits_float(n, LMI_KV_F16, q, keys, d, from, to, logits)
+    EACH_ROWS(rows, DO)
+#undef DO
+}
+
+static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const kv_bank *bank, int64_t block, int from, int to, float *logits) {
+    const int64_t d = bank->head_dim, blocks = d / QUERY_BLOCK;
+    const int32_t *levels = (const int32_t *)w->q + group * (d / 2) * GROUP;
+    const float *steps = w->steps + group * blocks * GROUP;
+    const int32_t *offsets = w->offsets + group * blocks * GROUP;
+    for (int t = from; t < to; t++) {
+        const int64_t tile = block / KV_TILE + t;
+        const uint8_t *keys = (const uint8_t *)bank->keys + tile * d * KV_TILE;
+        const uint16_t *scales = bank->key_scales + tile * blocks * KV_TILE;
+        for (int r = 0; r < rows; r += INT_ROWS) {
+            float *out = logits + r * BLOCK_SLOTS + t * KV_TILE;
+#define DO(n) logits_int8((n) < INT_ROWS ? (n) : INT_ROWS, levels + r, steps + r, offsets + r, keys, scales, d, out)
+            EACH_ROWS(rows - r, DO)
+#undef DO
+        }
+    }
+}
+
+/* ---- softmax ---------------------------------------------------------------------------------------------------------- */
+
+/* Logits of a block become weights; m and z move on. Returns by how much what was gathered so far fades. */
+INLINE float fold_block(float *logits, uint64_t seen, float *m, float *z) {
+    enum { VECTORS = BLOCK_SLOTS / LANES };
+    vf x[VECTORS];
+    vf largest = vf_all(-INFINITY);
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; v++) {
+        x[v] = vf_load(logits + v * LANES);
+        if (seen != ~(uint64_t)0) {
+            x[v] = vf_only((uint32_t)(seen >> (v * LANES)), x[v]);
+        }
+        largest = vf_max(x[v], largest);
+    }
+    const float block_largest = vf_largest(largest), old = *m;
+    const float top = block_largest > old ? block_largest : old;
+    const vf base = vf_all(top == -INFINITY ? 0.0f : top); /* -inf - -inf is no number */
+    vf total = vf_all(0.0f);
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; v++) {
+        x[v] = vf_exp(x[v] - base);
+        vf_store(logits + v * LANES, x[v]);
+        total += x[v];
+    }
+    *m = top;
+    const float fade = old == top ? 1.0f : exp_f32(old - top);
+    *z = *z * fade + vf_sum(total);
+    return fade;
+}
+
+/* ---- values ----------------------------------------------------------------------------------------------------------- */
+
+INLINE vf value_vector(lmi_kv_type type, const void *values, int64_t index, const float *scale) {
+    if (type == LMI_KV_F32) {
+        return vf_load((const float *)values + index);
+    }
+    if (type == LMI_KV_F16) {
+        return vf_from_f16((const uint16_t *)values + index);
+    }
+    return vf_from_int8((const int8_t *)values + index) * vf_all(*scale);
+}
+
+/* o[row][column ..] = o * fade + the weighted values of the block, for `vectors` vectors of columns. `all` are the slots that
+ * every row sees, `any` those that some row sees: slots are added in ascending order either way. */
+INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
+                       uint64_t any, const void *values, const float *scales, int64_t d, int64_t column, float *o) {
+    enum { MOST = 4 };
+    vf sum[GROUP][MOST];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            sum[r][v] = vf_load(o + r * d + column + v * LANES) * vf_all(fade[r]);
+        }
+    }
+    while (any != 0) {
+        const int first = __builtin_ctzll(any);
+        const uint64_t shared = all >> first;
+        int end = first + 1;
+        if (shared & 1) {
+            end = ~shared == 0 ? BLOCK_SLOTS : first + __builtin_ctzll(~shared);
+            end = end < BLOCK_SLOTS ? end : BLOCK_SLOTS;
+            for (int64_t s = first; s < end; s++) {
+                vf value[MOST];
+#pragma GCC unroll 16
+                for (int v = 0; v < vectors; v++) {
+                    const int64_t at = column + v * LANES;
+                    value[v] = value_vector(type, values, s * d + at, scales + (s * d + at) / 32);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) {
+                    const vf weight = vf_all(weights[r * BLOCK_SLOTS + s]);
+#pragma GCC unroll 16
+                    for (int v = 0; v < vectors; v++) {
+                        sum[r][v] = vf_multiply_add(weight, value[v], sum[r][v]);
+                    }
+                }
+            }
+        } else {
+            vf value[MOST];
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) {
+                const int64_t at = column + v * LANES;
+                value[v] = value_vector(type, values, first * d + at, scales + (first * d + at) / 32);
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                if (seen[r] >> first & 1) { /* 0 * NaN would not be nothing */
+                    const vf weight = vf_all(weights[r * BLOCK_SLOTS + first]);
+#pragma GCC unroll 16
+                    for (int v = 0; v < vectors; v++) {
+                        sum[r][v] = vf_multiply_add(weight, value[v], sum[r][v]);
+                    }
+                }
+            }
+        }
+        any = end < BLOCK_SLOTS ? any >> end << end : 0;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            vf_store(o + r * d + column + v * LANES, sum[r][v]);
+        }
+    }
+}
+
+/* Columns that fill no vector. */
+static void add_values_tail(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                            int64_t d, int64_t column, float *o) {
+    for (int r = 0; r < rows; r++) {
+        for (int64_t i = column; i < d; i++) {
+            float sum = o[r * d + i] * fade[r];
+            for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
+                if (seen[r] >> s & 1) {
+                    const int64_t at = s * d + i;
+                    const float value = type == LMI_KV_F32 ? ((const float *)values)[at] : f16_to_f32(((const uint16_t *)values)[at]);
+                    sum = fmaf(weights[r * BLOCK_SLOTS + s], value, sum);
+                }
+            }
+            o[r * d + i] = sum;
+        }
+    }
+}
+
+INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                         const float *scales, int64_t d, float *o) {
+    const int wide = rows * 4 <= ACCUMULATORS ? 4 : 2;
+    uint64_t all = ~(uint64_t)0, any = 0;
+    for (int r = 0; r < rows; r++) {
+        all &= seen[r];
+        any |= seen[r];
+    }
+    int64_t i = 0;
+    for (; i + wide * LANES <= d; i += wide * LANES) {
+        add_values(rows, wide, type, weights, fade, seen, all, any, values, scales, d, i, o);
+    }
+    for (; i + LANES <= d; i += LANES) {
+        add_values(rows, 1, type, weights, fade, seen, all, any, values, scales, d, i, o);
+    }
+    if (i < d) {
+        add_values_tail(rows, type, weights, fade, seen, values, d, i, o);
+    }
+}
+
+INLINE void group_values_of(lmi_kv_type type, int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                            const float *scales, int64_t d, float *o) {
+#define DO(n) group_values(n, type, weights, fade, seen, values, scales, d, o)
+    EACH_ROWS(rows, DO)
+#undef DO
+}
+
+static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, int64_t d, float *o) {
+    group_values_of(LMI_KV_F32, rows, weights, fade, seen, values, NULL, d, o);
+}
+
+static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, int64_t d, float *o) {
+    group_values_of(LMI_KV_F16, rows, weights, fade, seen, values, NULL, d, o);
+}
+
+static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, const float *scales,
+                              int64_t d, float *o) {
+    group_values_of(LMI_KV_Q8_0, rows, weights, fade, seen, values, scales, d, o);
+}
+
+/* ---- blocks ----------------------------------------------------------------------------------------------------------- */
+
+/* Widens the tiles from .. to of a block, so that every group of rows reads floats. Exact but for Q8_0 values, which are rounded
+ * once when multiplied by their scale, as they are when read directly. */
+static void widen_block(const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
+    const int64_t d = bank->head_dim, first = block * d, begin = from * KV_TILE * d, end = to * KV_TILE * d;
+    if (bank->type == LMI_KV_F16) {
+        for (int64_t i = begin; i < end; i += LANES) {
+            vf_store(w->keys + i, vf_from_f16((const uint16_t *)bank->keys + first + i));
+            vf_store(w->values + i, vf_from_f16((const uint16_t *)bank->values + first + i));
+        }
+    } else if (bank->type == LMI_KV_Q8_0) {
+        for (int64_t i = begin; i < end; i += LANES) {
+            vf_store(w->values + i, vf_from_int8((const int8_t *)bank->values + first + i) * vf_all(w->scales[i / 32]));
+        }
+    }
+}
+
+static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
+    const int64_t blocks = bank->head_dim / 32, begin = from * KV_TILE * blocks, end = to * KV_TILE * blocks;
+    for (int64_t i = begin; i < end; i += LANES) {
+        vf_store(w->scales + i, vf_from_f16(bank->value_scales + block * blocks + i));
+    }
+}
+
+/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. */
+static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t row0, int64_t n, bool widened) {
+    const kv_bank *bank = args->bank;
+    const int64_t d = bank->head_dim;
+    uint64_t seen[PANEL];
+    float fade[PANEL];
+    uint64_t any[PANEL / GROUP];
+    for (int64_t r = 0; r < n; r++) {
+        seen[r] = seen_in_block(&w->views[(row0 + r) / args->rows_per_token], block);
+        any[r / GROUP] = (r % GROUP == 0 ? 0 : any[r / GROUP]) | seen[r];
+    }
+    const void *keys = widened ? w->keys : NULL, *values = w->values;
+    if (!widened || bank->type == LMI_KV_F32) {
+        keys = (const char *)bank->keys + (size_t)(block * d) * kv_value_bytes(bank->type);
+        values = (const char *)bank->values + (size_t)(block * d) * kv_value_bytes(bank->type);
+    }
+    for (int64_t r = 0; r < n; r += GROUP) {
+        const uint64_t bits = any[r / GROUP];
+        if (bits == 0) {
+            continue;
+        }
+        const int rows = (int)min_of(GROUP, n - r), from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+        const int64_t group = (row0 + r) / GROUP;
+        float *logits = w->logits + r * BLOCK_SLOTS;
+        if (bank->type == LMI_KV_Q8_0) {
+            group_logits_q8_0(rows, w, group, bank, block, from, to, logits);
+        } else if (bank->type == LMI_KV_F32 || widened) {
+            group_logits_f32(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
+        } else {
+            group_logits_f16(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
+        }
+    }
+    for (int64_t r = 0; r < n; r++) {
+        fade[r] = 1.0f;
+        if (seen[r] != 0) {
+            fade[r] = fold_block(w->logits + r * BLOCK_SLOTS, seen[r], &args->m[row0 + r], &args->z[row0 + r]);
+        }
+    }
+    for (int64_t r = 0; r < n; r += GROUP) {
+        if (any[r / GROUP] == 0) {
+            continue;
+        }
+        const int rows = (int)min_of(GROUP, n - r);
+        const float *weights = w->logits + r * BLOCK_SLOTS;
+        float *o = args->o + (row0 + r) * d;
+        if (bank->type == LMI_KV_F32 || widened) {
+            group_values_f32(rows, weights, fade + r, seen + r, values, d, o);
+        } else if (bank->type == LMI_KV_F16) {
+            group_values_f16(rows, weights, fade + r, seen + r, values, d, o);
+        } else {
+            group_values_q8_0(rows, weights, fade + r, seen + r, values, w->scales, d, o);
+        }
+    }
+}
+
+static void attend(const attend_args *args, bool sinks) {
+    const kv_bank *bank = args->bank;
+    if (args->n_rows <= 0 || args->slot0 >= args->slot1) {
+        return;
+    }
+    const workspace w = workspace_at(args->scratch, args->n_rows, bank->head_dim);
+    const int64_t n_tokens = (args->n_rows - 1) / args->rows_per_token + 1;
+    for (int64_t t = 0; t < n_tokens; t++) {
+        w.views[t] = view_of(args, sinks, args->first_pos + t, args->first_pos + t);
+    }
+    const slot_view hull = view_of(args, sinks, args->first_pos, args->first_pos + n_tokens - 1);
+    bool packed = false;
+    const bool widened = args->n_rows > GROUP;
+    for (int64_t block = args->slot0 / BLOCK_SLOTS * BLOCK_SLOTS; block < args->slot1; block += BLOCK_SLOTS) {
+        const uint64_t bits = seen_in_block(&hull, block);
+        if (bits == 0) {
+            continue;
+        }
+        if (!packed) { /* not before it is needed: many calls see nothing */
+            (bank->type == LMI_KV_Q8_0 ? pack_levels : pack_float)(args, &w);
+            packed = true;
+        }
+        const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+        if (bank->type == LMI_KV_Q8_0) {
+            widen_scales(bank, &w, block, from, to);
+        }
+        if (widened) {
+            widen_block(bank, &w, block, from, to);
+        }
+        for (int64_t row = 0; row < args->n_rows; row += PANEL) {
+            attend_panel(args, &w, block, row, min_of(PANEL, args->n_rows - row), widened);
+        }
+    }
+}
+
+static void attend_ring(const attend_args *args) { attend(args, false); }
+static void attend_sinks(const attend_args *args) { attend(args, true); }
+
+static void fill(kernels *table) {
+    for (int type = 0; type < KV_TYPES; type++) {
+        table->attend_ring[type] = attend_ring;
+        table->attend_sinks[type] = attend_sinks;
+    }
+    table->attend_scratch = attend_scratch;
+}
+
+#endif

@@ -1,0 +1,49 @@
+/* What the files of the matmul family share, whatever the instruction set. */
+#ifndef LMI_KERNELS_MATMUL_PARTS_H
+#define LMI_KERNELS_MATMUL_PARTS_H
+
+#include <string.h>
+
+#include "kernels/activation.h"
+#include "kernels/kernels.h"
+
+/* Up to this many tokens go row by row; more go through tiles. */
+enum { MATMUL_ROWWISE_TOKENS = 8 };
+
+/* ---- packed rows, for their writers -------------------------------------------------------------------------------- */
+
+#define PACK_NAN_BITS 0x7fc00000u
+#define PACK_ROUNDER 12582912.0f /* 1.5 * 2^23 */
+#define PACK_ROUNDER_BITS 0x4b400000
+
+typedef struct packed_row {
+    int8_t *q;
+    float *d;
+    int32_t *sum_32; /* ACT_Q8_32 */
+    int16_t *sum_16; /* ACT_Q8_256 */
+} packed_row;
+
+static inline packed_row packed_row_at(act_kind kind, void *row, int64_t k) {
+    char *base = row;
+    void *sums = base + act_sum_offset(kind, k);
+    packed_row p = {row, (float *)(void *)(base + act_scale_offset(k)), sums, sums};
+    return p;
+}
+
+/* Zeroes the bytes between `used` and the next multiple of 64: kernels may read whole vectors there. */
+static inline void pack_clear_tail(void *part, size_t used) { memset((char *)part + used, 0, act_round(used) - used); }
+
+static inline void pack_clear_tails(act_kind kind, void *row, int64_t k) {
+    char *base = row;
+    size_t n_scales = (size_t)k / (kind == ACT_Q8_32 ? 32 : 256);
+    size_t sum_bytes = kind == ACT_Q8_32 ? (size_t)k / 32 * sizeof(int32_t) : (size_t)k / 16 * sizeof(int16_t);
+    pack_clear_tail(base, (size_t)k);
+    pack_clear_tail(base + act_scale_offset(k), n_scales * sizeof(float));
+    pack_clear_tail(base + act_sum_offset(kind, k), sum_bytes);
+}
+
+void pack_fill_ref(kernels *table);
+void pack_fill_avx2(kernels *table);
+void pack_fill_avx512(kernels *table);
+
+#endif

@@ -1,0 +1,108 @@
+"""Options that several commands share, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+import functools
+
+import click
+
+from lmi.cli.console import Console
+from lmi.machine import ISA_NAMES, KV_TYPES
+from lmi.model import DEVICES
+
+
+class Window(click.ParamType):
+    """A number of tokens, or "max": as much as the model was trained for."""
+
+    name = "tokens|max"
+
+    def convert(self, value, param, ctx):
+        if value == "max" or isinstance(value, int):
+            return value
+        return click.IntRange(1).convert(value, param, ctx)
+
+
+class Depths(click.ParamType):
+    """Numbers separated by commas: 0,4096,1000000."""
+
+    name = "n,n,..."
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        one = click.IntRange(0, 2**62)
+        return tuple(one.convert(part.strip().replace("_", ""), param, ctx) for part in value.split(","))
+
+
+def _all(function, options):
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def model_argument(function):
+    return click.argument("model", metavar="MODEL", type=click.Path())(function)
+
+
+def model_options(function):
+    """What opening a model takes."""
+    return _all(
+        function,
+        [
+            click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]"),
+            click.option("--device", type=click.Choice(DEVICES), default="auto", help="Where to run."),
+            click.option(
+                "--isa",
+                type=click.Choice(ISA_NAMES),
+                default="auto",
+                envvar="LMI_ISA",
+                help="Instruction set of the kernels. [env: LMI_ISA]",
+            ),
+            click.option("--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."),
+        ],
+    )
+
+
+def session_options(function):
+    """What opening a session takes."""
+    return _all(
+        function,
+        [
+            click.option("--window", "-w", type=Window(), help="Last tokens that stay in view. [default: at most 4096]"),
+            click.option("--sinks", type=click.IntRange(0), help="First tokens that stay in view. [default: 16]"),
+            click.option("--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Numbers of the context."),
+            click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
+        ],
+    )
+
+
+def output_options(function):
+    """-q, -v, --color, --debug; gives the command a `console`."""
+
+    @functools.wraps(function)
+    def with_console(*args, quiet, verbose, color, debug, **kwargs):
+        return function(*args, console=Console(quiet=quiet, verbose=verbose, color=color), **kwargs)
+
+    return _all(
+        with_console,
+        [
+            click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but warnings and errors."),
+            click.option("-v", "--verbose", is_flag=True, help="More on standard error."),
+            click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour of messages."),
+            click.option("--debug", is_flag=True, help="Show where an error came from."),
+        ],
+    )
+
+
+def open_model(path: str, *, threads=None, device="auto", isa="auto", no_mmap=False, vocab_only=False):
+    from lmi.model import Model
+
+    return Model(path, threads=threads, device=device, isa=isa, mmap=not no_mmap, vocab_only=vocab_only)
+
+
+def window_tokens(model, window, sinks) -> int | None:
+    """--window as the API takes it: "max" becomes what the model was trained for, less the sinks."""
+    if window != "max":
+        return window
+    trained = model.info.trained_context
+    return max(1, trained - (sinks if sinks is not None else model.plan().sinks))

@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM. The first stops the run in good order, the second ends the process.
+
+A native call keeps Python's own handlers waiting, so a small thread listens to the wake-up pipe that the interpreter's C handler
+writes to, and cancels the session from there: the library looks at that flag between any two layers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+
+
+class Interrupted(Exception):
+    """Stopped by a signal while nothing had to be brought to an end. Exit 128 + number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+class Interrupts:
+    """`with Interrupts() as stop:` in the main thread. `stop.number` is the signal that came, or None.
+
+    Where nothing has to be finished the first signal raises Interrupted. Inside `with stop.gently(session):` it cancels the
+    session instead, which then raises lmi.Cancelled; while standard input is waited for, `with stop.waiting():` lets it raise again.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.number: int | None = None
+        self._gentle = 0
+        self._session = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # a command called as a function from a thread: signals are its caller's business
+        self._ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._theirs = theirs
+        self._old = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        self._old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="lmi-signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if not hasattr(self, "_old"):
+            return
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._theirs.close()  # the thread reads the end and goes
+        self._thread.join(1)
+        self._ours.close()
+
+    def _listen(self) -> None:
+        seen = 0
+        while numbers := self._ours.recv(16):
+            for number in numbers:
+                if number not in self.SIGNALS:
+                    continue
+                seen += 1
+                if seen > 1:
+                    os._exit(128 + number)  # whatever the main thread is doing
+                self._cancel()
+
+    def _cancel(self) -> None:
+        session = self._session
+        if session is not None:
+            try:
+                session.cancel()
+            except Exception:
+                pass  # closed just now: nothing left to cancel
+
+    def _handle(self, number, frame) -> None:
+        """Runs in the main thread, between two steps of Python."""
+        if self.number is None:
+            self.number = number
+        if not self._gentle:
+            raise Interrupted(number)
+
+    @contextmanager
+    def gently(self, session):
+        """Within, a signal cancels `session`."""
+        self._session = session
+        self._gentle += 1
+        try:
+            if self.number is not None:
+                session.cancel()
+            yield self
+        finally:
+            self._gentle -= 1
+            self._session = None
+
+    @contextmanager
+    def waiting(self):
+        """Within, a signal raises Interrupted although the run is to be ended gently: what waits for input cannot be cancelled."""
+        before, self._gentle = self._gentle, 0
+        try:
+            if self.number is not None:
+                raise Interrupted(self.number)
+            yield
+        finally:
+            self._gentle = before
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.number is not None:
+            raise Interrupted(self.number)

@@ -1,0 +1,342 @@
+"""A GGUF file, opened: weights, tokenizer, metadata. It does not change, and any number of sessions may share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from lmi import errors
+from lmi._native import Handle, check, native, text_of
+from lmi.machine import ISA_NAMES, code_of, memory
+from lmi.plan import Plan, integer, make_plan
+from lmi.text import utf8_blocks
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the file holds. Sizes in bytes, `trained_context` and `native_window` (0: none) in tokens."""
+
+    architecture: str
+    isa: str
+    n_threads: int
+    gguf_version: int
+    vocab_only: bool
+    has_tokenizer: bool
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ff: int
+    n_vocab: int
+    trained_context: int
+    native_window: int
+    n_native_layers: int
+    rope_theta: float
+    n_parameters: int
+    weight_bytes: int
+    file_bytes: int
+    n_metadata: int
+    n_tensors: int
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`kind`: "spm" or "bpe"; `bos`, `eos`, `unk`: ids, or None where there is none; `add_bos`: texts begin with BOS."""
+
+    kind: str
+    pretokenizer: str
+    n_vocab: int
+    bos: int | None
+    eos: int | None
+    unk: int | None
+    add_bos: bool
+    add_eos: bool
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`shape`: fastest-running dimension first, as GGUF has it; `offset`: byte of the file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    offset: int
+
+
+class Model(Handle):
+    """Opens a GGUF file.
+
+    `window`, `sinks` (or `sink`), `kv_type` ("f16", "q8_0", "f32") and `chunk` are what its sessions get unless they say
+    otherwise; None is the library's choice (16 sinks, a window of at most 4096 tokens). `threads`: None is one per usable
+    core. `isa`: "auto", or one of lmi.machine.available_isas(). `device`: "auto" or "cpu"; "cuda" raises DeviceError where
+    there is none. `vocab_only`: stop after the tokenizer; no sessions. `mmap`: False reads the file into memory.
+
+    Raises FileFormatError, UnsupportedModel, OutOfMemory, DeviceError, InvalidArgument.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        window: int | None = None,
+        sinks: int | None = None,
+        sink: int | None = None,
+        kv_type: str = "f16",
+        chunk: int | None = None,
+        threads: int | None = None,
+        isa: str = "auto",
+        device: str = "auto",
+        vocab_only: bool = False,
+        mmap: bool = True,
+    ):
+        if sink is not None:
+            if sinks is not None:
+                raise errors.InvalidArgument("sink and sinks are the same thing: give one")
+            sinks = sink
+        if code_of(device, DEVICES, "device") == DEVICES.index("cuda"):
+            raise errors.DeviceError("no usable CUDA device: this build of lmi has none", "Use --device cpu")
+        self.path = os.fspath(path)
+        self._defaults = {"window": window, "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
+        require_model_file(self.path)
+        ffi, lib = native()
+        options = ffi.new("lmi_model_options *")
+        lib.lmi_model_options_default(options)
+        options.n_threads = 0 if threads is None else integer(threads, "threads", 1, 1024)
+        options.isa = code_of(isa, ISA_NAMES, "isa")
+        options.vocab_only = 1 if vocab_only else 0
+        options.no_map = 0 if mmap else 1
+        if not mmap and not vocab_only:
+            _require_room(self.path)
+        error, out = ffi.new("lmi_error *"), ffi.new("lmi_model **")
+        check(lib.lmi_model_open(os.fsencode(self.path), options, out, error), error)
+        super().__init__(out[0], lib.lmi_model_close, "model")
+        self._info: ModelInfo | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._keys: list[tuple[str, str, int]] | None = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<lmi.Model {self.path!r}{' (closed)' if self.closed else ''}>"
+
+    # ---- what it is ----
+
+    @property
+    def info(self) -> ModelInfo:
+        if self._info is None:
+            ffi, lib = native()
+            c = ffi.new("lmi_model_info *")
+            with self.use() as m:
+                lib.lmi_model_get_info(m, c)
+                values = {name: getattr(c, name) for name in ModelInfo.__dataclass_fields__}
+                values["architecture"], values["isa"] = text_of(c.architecture), text_of(c.isa)
+                values["vocab_only"], values["has_tokenizer"] = bool(c.vocab_only), bool(c.has_tokenizer)
+            self._info = ModelInfo(**values)
+        return self._info
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Raises UnsupportedModel if the file has no tokenizer."""
+        if self._vocabulary is None:
+            ffi, lib = native()
+            c, error = ffi.new("lmi_vocab_info *"), ffi.new("lmi_error *")
+            with self.use() as m:
+                check(lib.lmi_model_get_vocab(m, c, error), error)
+                ids = [i if i >= 0 else None for i in (c.bos, c.eos, c.unk)]
+                self._vocabulary = Vocabulary(
+                    text_of(c.kind), text_of(c.pretokenizer), c.n_vocab, *ids, bool(c.add_bos), bool(c.add_eos)
+                )
+        return self._vocabulary
+
+    def metadata(self, key: str, default=None):
+        """The value of a metadata key: int, float, bool, str or a list of these; `default` if the file lacks it."""
+        for name, kind, count in self._metadata_keys():
+            if name == key:
+                return self._metadata_value(name, kind, count)
+        return default
+
+    def metadata_items(self, max_elements: int | None = None) -> Iterator[tuple[str, str, object]]:
+        """(key, type, value) of all metadata, in file order. Arrays are cut after `max_elements`."""
+        for name, kind, count in self._metadata_keys():
+            yield name, kind, self._metadata_value(name, kind, count, max_elements)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The tensors of the file, in file order."""
+        ffi, lib = native()
+        c, error = ffi.new("lmi_tensor *"), ffi.new("lmi_error *")
+        for i in range(self.info.n_tensors):
+            with self.use() as m:
+                check(lib.lmi_model_get_tensor(m, i, c, error), error)
+                name = ffi.unpack(c.name, c.name_size).decode("utf-8", "replace")
+                tensor = Tensor(name, text_of(c.type), tuple(c.shape[d] for d in range(c.n_dims)), c.n_bytes, c.offset)
+            yield tensor
+
+    def _metadata_keys(self) -> list[tuple[str, str, int]]:
+        if self._keys is None:
+            ffi, lib = native()
+            c, error, keys = ffi.new("lmi_metadata *"), ffi.new("lmi_error *"), []
+            n = self.info.n_metadata
+            with self.use() as m:
+                for i in range(n):
+                    check(lib.lmi_model_get_metadata(m, i, c, error), error)
+                    keys.append((ffi.unpack(c.key, c.key_size).decode("utf-8", "replace"), text_of(c.type), c.n_elements))
+            self._keys = keys
+        return self._keys
+
+    def _metadata_value(self, key: str, kind: str, count: int, max_elements: int | None = None):
+        parse = _parser(kind.removeprefix("array of "))
+        if not kind.startswith("array"):
+            return parse(self._metadata_text(key, 0))
+        n = count if max_elements is None else min(count, max_elements)
+        return [parse(self._metadata_text(key, i)) for i in range(n)]
+
+    def _metadata_text(self, key: str, element: int) -> str:
+        ffi, lib = native()
+        needed, error = ffi.new("size_t *"), ffi.new("lmi_error *")
+        size = 256
+        while True:
+            text = ffi.new("char[]", size)
+            with self.use() as m:
+                check(lib.lmi_model_metadata_text(m, key.encode(), element, text, size, needed, error), error)
+            if needed[0] < size:
+                return bytes(ffi.buffer(text, needed[0])).decode("utf-8", "replace")
+            size = needed[0] + 1
+
+    # ---- tokens ----
+
+    def tokenize(self, text, *, bos: bool | None = None, special: bool = False, errors: str = "strict") -> list[int]:
+        """Ids of a text (str, bytes, file object or iterable of them). `bos`: begin with BOS; None: as the vocabulary says,
+        which for `tokenize` means no BOS only if the vocabulary adds none. `special`: control tokens are recognised in it."""
+        return [i for ids in self.iter_tokens(text, bos=bos, special=special, errors=errors) for i in ids]
+
+    def iter_tokens(
+        self, text, *, bos: bool | None = None, special: bool = False, errors: str = "strict", name: str = "text"
+    ) -> Iterator[list[int]]:
+        """The same in lists of a few thousand ids: neither the text nor its ids are ever in memory as a whole."""
+        from lmi.tokens import encode_blocks
+
+        start = self.bos_tokens(bos)
+        if start:
+            yield start
+        yield from encode_blocks(self, utf8_blocks(text, name=name, errors=errors), special)
+
+    def bos_tokens(self, bos: bool | None = None) -> list[int]:
+        """What a text begins with: [BOS] or []. True where the vocabulary has no BOS raises InvalidArgument."""
+        v = self.vocabulary
+        if bos and v.bos is None:
+            raise errors.InvalidArgument("this vocabulary has no beginning-of-text token", "Leave out bos")
+        return [v.bos] if (v.add_bos if bos is None else bos) and v.bos is not None else []
+
+    def detokenize(self, tokens, *, special: bool = False) -> str:
+        """The text of ids. Control tokens show only if `special`; invalid bytes become U+FFFD."""
+        from lmi.tokens import Decoder
+
+        n_vocab = self.vocabulary.n_vocab
+        with Decoder(self, special) as d:
+            return "".join([d.push(integer(t, "a token id", 0, n_vocab - 1)) for t in tokens] + [d.push(-1)])
+
+    def token_text(self, token: int, *, special: bool = True) -> bytes:
+        """Bytes of one token as they appear in text; b"" for an id outside the vocabulary."""
+        ffi, lib = native()
+        with self.use() as m:
+            text = ffi.new("char[]", 64)
+            n = lib.lmi_model_token_text(m, token, 1 if special else 0, text, 64)
+            if n > 64:
+                text = ffi.new("char[]", n)
+                lib.lmi_model_token_text(m, token, 1 if special else 0, text, n)
+            return bytes(ffi.buffer(text, n))
+
+    def is_end(self, token: int) -> bool:
+        """True if generation ends at this token: end of text, of turn, of message."""
+        with self.use() as m:
+            return bool(native()[1].lmi_model_is_end_token(m, token))
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the model's own chat template (Jinja), or None. Untrusted: render it with lmi.ChatTemplate."""
+        return self.metadata("tokenizer.chat_template")
+
+    # ---- sessions ----
+
+    def plan(self, **options) -> Plan:
+        """What a session with these options would hold, without opening it. Options as for `session`."""
+        with self.use() as m:
+            return make_plan(m, **{**self._defaults, **options})
+
+    def session(self, **options):
+        """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling" or
+        "contiguous"), all_logits. Raises OutOfMemory before anything is allocated if it cannot fit."""
+        from lmi.session import Session
+
+        return Session(self, **{**self._defaults, **options})
+
+    def stream(self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, **sampling):
+        """Reads `prompt` in a session of its own and yields an `Event` for each piece of text that follows. The prompt is
+        continued as it is: no chat template. Sampling options as for `Session.stream`."""
+        with self.session() as session:
+            yield from session.stream(
+                prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, read_last=False, **sampling
+            )
+
+    def complete(self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, **sampling):
+        """The same at once, as a `Result`."""
+        from lmi.generate import gather
+
+        return gather(self.stream(prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, **sampling))
+
+
+def _parser(kind: str):
+    if kind == "bool":
+        return lambda text: text in ("true", "1")
+    if kind.startswith("f"):
+        return float
+    return int if kind[:1] in "iu" else str
+
+
+def require_model_file(path: str) -> None:
+    """Raises FileFormatError with what to do if there is no such file, or it is a folder or not a plain file."""
+    import stat
+
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise errors.FileFormatError(f"no such file: {path}", _similar(path)) from None
+    except (OSError, ValueError) as e:
+        raise errors.FileFormatError(f"cannot open {path}: {getattr(e, 'strerror', None) or e}") from None
+    if stat.S_ISDIR(mode):
+        raise errors.FileFormatError(f"{path} is a directory", f"For a Hugging Face folder: lmi convert {path} -o model.gguf")
+    if not stat.S_ISREG(mode):
+        raise errors.FileFormatError(f"{path} is not a plain file", "A model is mapped into memory: give a file on a disk")
+
+
+def _similar(path: str) -> str:
+    import difflib
+
+    folder, name = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [e.name for _, e in zip(range(5000), entries) if e.name.endswith(".gguf") or "." not in e.name]
+    except OSError:
+        return f"there is no folder {folder} either"
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6) or [n for n in sorted(names) if n.endswith(".gguf")][:3]
+    return "similar here: " + ", ".join(close) if close else ""
+
+
+def _require_room(path: str) -> None:
+    from lmi.formats import human_bytes
+
+    size, free = os.stat(path).st_size, memory().available
+    if size > free:
+        raise errors.OutOfMemory(f"needs {human_bytes(size)} to read {path} into memory, {human_bytes(free)} free", "Leave out --no-mmap")

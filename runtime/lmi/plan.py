@@ -1,0 +1,161 @@
+"""What a session will hold, known before it is opened, and what it can see once it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from lmi._native import check, native
+from lmi.errors import InvalidArgument, OutOfMemory
+from lmi.formats import human_bytes, span
+from lmi.machine import KV_TYPES, PLACEMENTS, code_of
+
+MAX_INT64 = 2**63 - 1
+CEILING_SINKS = 100  # more sinks than this at one distance blur each other (LM-Infinite, table 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a session. Tokens: `window` (L), `sinks` (G), `chunk`, `rollback`, `ring_slots` (per full-attention layer).
+    Bytes: `weight_bytes` of the model, `context_bytes` (keys and values: allocated once, never grows), `work_bytes`
+    (activations, logits, scratch), `tokenizer_bytes`, their sum `total_bytes`, and `available_bytes` that the system can
+    give now. `weights_mapped`: weights are pages of the file, which the system can drop and read again."""
+
+    window: int
+    sinks: int
+    chunk: int
+    rollback: int
+    ring_slots: int
+    weight_bytes: int
+    context_bytes: int
+    work_bytes: int
+    tokenizer_bytes: int
+    total_bytes: int
+    available_bytes: int
+    weights_mapped: bool
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must still be found: context and work space. Mapped weights can be dropped and read again by the system, and
+        weights that were read into memory are there already."""
+        return self.context_bytes + self.work_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.available_bytes
+
+    @property
+    def weights_fit(self) -> bool:
+        """False: mapped weights do not fit beside the rest, so that they would be read from disk again and again."""
+        return not self.weights_mapped or self.needed_bytes + self.weight_bytes <= self.available_bytes
+
+    @property
+    def reach(self) -> int:
+        """Tokens that a text may have before anything is forgotten: sinks + window."""
+        return self.sinks + self.window
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the next token can attend to: tokens [0, sinks_end) and [window_begin, position). `forgotten`: tokens that were
+    read and are no longer visible in full-attention layers."""
+
+    sinks_end: int
+    window_begin: int
+    position: int
+    forgotten: int
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Visible positions as half-open ranges: one while all is visible, else two."""
+        if not self.position:
+            return []
+        if not self.forgotten or not self.sinks_end:
+            return [(0 if not self.forgotten else self.window_begin, self.position)]
+        return [(0, self.sinks_end), (self.window_begin, self.position)]
+
+    def __str__(self) -> str:
+        if not self.position:
+            return "in view: nothing was read"
+        if not self.forgotten:
+            return f"in view: all {self.position:,} tokens"
+        parts = " and ".join(span(*r) for r in self.ranges)
+        return f"in view: tokens {parts}; {self.forgotten:,} read and no longer visible"
+
+    def as_dict(self) -> dict:
+        return {"in_view": [list(r) for r in self.ranges], "position": self.position, "forgotten": self.forgotten}
+
+
+def integer(value, what: str, low: int, high: int = MAX_INT64) -> int:
+    """A whole number in range, or InvalidArgument. Booleans and floats with a fraction are refused."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidArgument(f"{what} must be a whole number, not {value!r}")
+    number = value.__index__()
+    if not low <= number <= high:
+        raise InvalidArgument(f"{what} must be from {low:,} to {high:,}, not {number:,}")
+    return number
+
+
+def real(value, what: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in range, or InvalidArgument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidArgument(f"{what} must be a finite number, not {value!r}")
+    if not low <= value <= high:
+        raise InvalidArgument(f"{what} must be from {low:g} to {high:g}, not {value:g}")
+    return float(value)
+
+
+def session_options(*, window=None, sinks=None, kv_type="f16", placement=None, chunk=None, rollback=None, all_logits=False):
+    """A filled `lmi_session_options`. None means the library's default; `placement` None: contiguous for many sinks."""
+    ffi, lib = native()
+    o = ffi.new("lmi_session_options *")
+    lib.lmi_session_options_default(o)
+    if window is not None:
+        o.window = integer(window, "window", 1)
+    if sinks is not None:
+        o.sinks = integer(sinks, "sinks", 0)
+    if placement is None:
+        placement = "contiguous" if sinks is not None and sinks > CEILING_SINKS else "ceiling"
+    o.kv_type = code_of(kv_type, KV_TYPES, "kv_type")
+    o.placement = code_of(placement, PLACEMENTS, "placement")
+    if chunk is not None:
+        o.chunk = integer(chunk, "chunk", 1)
+    if rollback is not None:
+        o.rollback = integer(rollback, "rollback", 1)
+    o.all_logits = 1 if all_logits else 0
+    return o
+
+
+def plan_from(c) -> Plan:
+    """A `lmi_plan` as a Plan."""
+    values = {name: getattr(c, name) for name in Plan.__dataclass_fields__}
+    values["weights_mapped"] = bool(values["weights_mapped"])
+    return Plan(**values)
+
+
+def make_plan(model_pointer, **options) -> Plan:
+    ffi, lib = native()
+    c, error = ffi.new("lmi_plan *"), ffi.new("lmi_error *")
+    check(lib.lmi_session_plan(model_pointer, session_options(**options), c, error), error)
+    return plan_from(c)
+
+
+def require_memory(model_pointer, plan: Plan, **options) -> None:
+    """Raises OutOfMemory if context and work space are more than the system can give, with a smaller window that would fit."""
+    if plan.fits:
+        return
+    text = f"needs {human_bytes(plan.needed_bytes)} beside the weights, {human_bytes(plan.available_bytes)} free"
+    window, saving = plan.window, 0
+    while window > 256:  # halve until it fits; 256 is the least that is of use
+        window = max(256, 1 << (window - 1).bit_length() - 1)
+        smaller = make_plan(model_pointer, **{**options, "window": window})
+        saving = plan.needed_bytes - smaller.needed_bytes
+        if smaller.fits:
+            break
+    if saving > 0:
+        remedy = f"Smaller window: {window} saves {human_bytes(saving)}; or a smaller quant"
+        raise OutOfMemory(text, remedy, window=window, saving=saving)
+    raise OutOfMemory(text, "Close other programs, or take a smaller model")

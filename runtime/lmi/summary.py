@@ -1,0 +1,110 @@
+"""What a model and a run are, in the lines that people read: the plan before, the account after."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lmi.formats import duration, human_bytes, human_count, rate, span
+
+# general.file_type of GGUF: what the maker says most weights are.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+}  # fmt: skip
+
+
+def tensor_mix(model) -> list[tuple[str, int, int]]:
+    """(type, tensors, bytes) of the weights, largest first."""
+    tensors, size = Counter(), Counter()
+    for t in model.tensors():
+        tensors[t.type] += 1
+        size[t.type] += t.n_bytes
+    return [(kind, tensors[kind], n) for kind, n in size.most_common()]
+
+
+def quant_name(model, mix=None) -> str:
+    """"Q4_K_M" as the file says, else the type that most bytes have."""
+    named = _FILE_TYPES.get(model.metadata("general.file_type"))
+    if named:
+        return named
+    mix = mix or tensor_mix(model)
+    return mix[0][0] if mix else "no weights"
+
+
+def model_name(model) -> str:
+    """"Qwen3 8B": the file's own name and size, else its file name."""
+    import os
+
+    name = model.metadata("general.name") or os.path.basename(model.path).removesuffix(".gguf")
+    size = model.metadata("general.size_label") or ""
+    if not isinstance(size, str) or size.lower() in name.lower():
+        size = ""
+    return " ".join(f"{name} {size}".split())[:80]
+
+
+def device_text(info) -> str:
+    threads = f"{info.n_threads} thread{'s' if info.n_threads != 1 else ''}"
+    return f"CPU, {threads}, {info.isa}"
+
+
+def plan_lines(model, plan, *, prompt: str, template: str) -> list[str]:
+    """The three lines before a run."""
+    info = model.info
+    weights = f"weights {human_bytes(plan.weight_bytes)}{' (mapped)' if plan.weights_mapped else ''}"
+    rest = plan.total_bytes - plan.weight_bytes - plan.context_bytes - plan.work_bytes
+    extra = f" + tokenizer {human_bytes(rest)}" if rest >= 1 << 20 else ""
+    memory = (
+        f"{weights} + context {human_bytes(plan.context_bytes)} + work {human_bytes(plan.work_bytes)}{extra} = "
+        f"{human_bytes(plan.total_bytes)} of {human_bytes(plan.available_bytes)} free"
+    )
+    what = f"{model_name(model)} · {quant_name(model)} · {human_bytes(plan.weight_bytes)} · {info.n_layers} layers"
+    lines = [
+        f"model   {what}   device  {device_text(info)}",
+        f"memory  {memory}",
+        f"context {context_text(plan)}   prompt  {prompt}, {template}",
+    ]
+    return lines
+
+
+def context_text(plan) -> str:
+    first = f"first {plan.sinks:,} + " if plan.sinks else ""
+    return f"{first}last {plan.window:,} tokens, any length"
+
+
+def account_lines(stats, reason: str) -> list[str]:
+    """The three lines after a run."""
+    read = f"read {stats.read:,} tok"
+    if stats.read:
+        read += f" in {duration(stats.read_seconds)} ({rate(stats.read, stats.read_seconds)} tok/s)"
+    parts = [read]
+    if stats.written:
+        parts.append(f"wrote {stats.written:,} tok in {duration(stats.write_seconds)} ({rate(stats.written, stats.write_seconds)} tok/s)")
+        parts.append(f"first token {duration(stats.first_token_seconds or 0)}")
+    memory = f"memory peak {human_bytes(stats.peak_bytes)} (context {human_bytes(stats.context_bytes)}, constant)"
+    return [" · ".join(parts), f"{memory} · {stats.view}", f"stopped: {reason} · seed {stats.seed}"]
+
+
+def info_lines(model, mix) -> list[str]:
+    """The head of `lmi info`."""
+    info = model.info
+    lines = [f"name        {model_name(model)}", f"format      GGUF {info.gguf_version}, {human_bytes(info.file_bytes)}, {info.n_tensors} tensors, {info.n_metadata} metadata keys"]
+    if not info.vocab_only:
+        bits = 8 * info.weight_bytes / info.n_parameters if info.n_parameters else 0
+        heads = f"{info.n_heads} heads" + (f", {info.n_kv_heads} for keys and values" if info.n_kv_heads != info.n_heads else "")
+        lines += [
+            f"shape       {info.architecture}, {human_count(info.n_parameters)} parameters, {info.n_layers} layers, width {info.n_embd:,}, {heads} of {info.head_dim}, feed-forward {info.n_ff:,}",
+            f"trained on  {info.trained_context:,} tokens" + (f", window {info.native_window:,} in {info.n_native_layers} layers" if info.native_window else "") + f", RoPE base {info.rope_theta:,.0f}",
+            f"weights     {quant_name(model, mix)}, {bits:.2f} bits each: " + ", ".join(f"{kind} {human_bytes(n)} in {count}" for kind, count, n in mix),
+        ]
+    if info.has_tokenizer:
+        v = model.vocabulary
+        scanner = f" ({v.pretokenizer})" if v.pretokenizer else ""
+        special = ", ".join(f"{name} {i}" for name, i in (("BOS", v.bos), ("EOS", v.eos)) if i is not None)
+        lines.append(f"tokenizer   {v.kind}{scanner}, {v.n_vocab:,} tokens" + (f", {special}" if special else "") + (", begins with BOS" if v.add_bos else ""))
+    return lines
+
+
+def view_text(stats) -> str:
+    return " and ".join(span(*r) for r in stats.in_view)

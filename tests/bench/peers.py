@@ -1,0 +1,227 @@
+"""lmi beside llama.cpp: the same files, threads and run, taking turns.
+
+    make bench-peers                       all types of the TinyLlama-1.1B shape
+    python tests/bench/peers.py Q4_0 -r 7  one type, seven rounds
+
+Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that
+its memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and
+read bandwidth is probed beside it: a busy or throttled machine shows there. Figures are medians over the rounds.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime")]
+
+N_PREFILL, N_DECODE = 512, 64
+MIXES = {  # type of all matrices, or by stem; "" for the others
+    "Q4_0": {"": "Q4_0", "output": "Q6_K"},
+    "Q4_K": {"": "Q4_K", "output": "Q6_K"},
+    "Q6_K": "Q6_K",
+    "Q8_0": "Q8_0",
+    "F16": "F16",
+}
+SHAPES = {
+    "tinyllama": {
+        "n_layers": 22, "n_embd": 2048, "n_heads": 32, "n_kv_heads": 4, "n_ff": 5632, "n_vocab": 32000, "context": 2048,
+    },
+    "llama3.2-1b": {
+        "n_layers": 16, "n_embd": 2048, "n_heads": 32, "n_kv_heads": 8, "n_ff": 8192, "n_vocab": 128256, "context": 8192,
+        "tied": True,
+    },
+}  # fmt: skip
+
+
+def model_file(folder: Path, shape: str, mix: str, n_layers: int | None) -> Path:
+    from oracle import tiny_models
+
+    sizes = SHAPES[shape] | ({"n_layers": n_layers} if n_layers else {})
+    path = folder / f"{shape}-{sizes['n_layers']}-{mix}.gguf"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"making {path}", file=sys.stderr)
+        partial = path.with_suffix(".partial")
+        tiny_models.make_llama(partial, **sizes, weight_type=MIXES[mix], decode=False)
+        partial.rename(path)
+    return path
+
+
+# ---- the engines, each in its own process -----------------------------------------------------------------------
+
+
+class Lmi:
+    def __init__(self, path: str, threads: int, depth: int, isa: str) -> None:
+        import door
+        from lmi import _native
+
+        self.native, self.depth = _native.native(), depth
+        self.open = door.open_model(self.native, Path(path), threads=threads, isa=isa or None)
+        model = self.open.__enter__()
+        self.context = model.session(window=max(depth, N_PREFILL) + 1024, sinks=0, kv="f16", chunk=512, all_logits=False)
+        self.session = self.context.__enter__()
+        self.name = self.native[0].string(model.info.isa).decode()
+
+    def clear(self) -> None:
+        self.session.rewind(0)
+
+    def read(self, tokens: np.ndarray) -> None:
+        self.session.read(tokens)
+
+
+class LlamaCpp:
+    def __init__(self, path: str, threads: int, depth: int, isa: str) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        self.silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self.silent, None)
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx = max(depth, N_PREFILL) + 1024
+        options.n_batch = options.n_ubatch = 512
+        options.n_threads = options.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, options)
+        self.name = llama_cpp.__version__
+
+    def clear(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def read(self, tokens: np.ndarray) -> None:
+        for begin in range(0, len(tokens), 512):
+            part = tokens[begin : begin + 512]
+            ids = (self.api.llama_token * len(part))(*part.tolist())
+            if self.api.llama_decode(self.context, self.api.llama_batch_get_one(ids, len(part))) != 0:
+                raise RuntimeError("llama_decode failed")
+        self.api.llama_get_logits_ith(self.context, -1)
+
+
+ENGINES = {"llama.cpp": LlamaCpp, "lmi": Lmi}
+
+
+def worker(engine: str, path: str, threads: int, depth: int, isa: str) -> None:
+    """Answers each line on stdin with "prefill-seconds decode-seconds"; ends with its peak memory."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(300, 32000, N_PREFILL).astype(np.int32)
+    before = rng.integers(300, 32000, depth).astype(np.int32)
+    subject = ENGINES[engine](path, threads, depth, isa)
+    subject.read(prompt[:8])
+    print("ready", subject.name, flush=True)
+    for _ in sys.stdin:
+        subject.clear()
+        began = time.perf_counter()
+        subject.read(prompt)
+        read = time.perf_counter() - began
+        if depth:
+            subject.clear()
+            subject.read(before)
+        began = time.perf_counter()
+        for token in prompt[:N_DECODE]:
+            subject.read(np.array([token], np.int32))
+        print(read, time.perf_counter() - began, flush=True)
+    status = Path("/proc/self/status").read_text()
+    peak = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith(("VmHWM", "RssAnon"))}
+    print(peak["VmHWM"] / 1024, peak["RssAnon"] / 1024, flush=True)
+
+
+class Worker:
+    def __init__(self, *arguments: object) -> None:
+        command = [sys.executable, __file__, "--worker", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+        self.name = self._answer().split()[-1]
+
+    def _answer(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"worker ended with {self.process.wait()}")
+        return line
+
+    def measure(self) -> tuple[float, float]:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        read, written = map(float, self._answer().split())
+        return N_PREFILL / read, N_DECODE / written
+
+    def close(self) -> tuple[float, float]:
+        self.process.stdin.close()
+        peak, anonymous = map(float, self._answer().split())
+        self.process.wait()
+        return peak, anonymous
+
+
+def bandwidth(arrays: list[np.ndarray]) -> float:
+    """GB/s that one thread an array reads from memory."""
+    threads = [threading.Thread(target=np.bitwise_or.reduce, args=(array,)) for array in arrays]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(array.nbytes for array in arrays) / (time.perf_counter() - began) / 1e9
+
+
+def bytes_per_token(path: Path) -> int:
+    """Weights that one token reads: all but an embedding table that is not the output too."""
+    import gguf
+
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
+    return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
+
+
+def compare(path: Path, mix: str, options: argparse.Namespace) -> None:
+    workers = {name: Worker(name, path, options.threads, options.depth, options.isa) for name in ENGINES}
+    arrays = [np.zeros(1 << 25, np.int64) + 1 for _ in range(options.threads)]
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+    probes = []
+    for i in range(options.rounds):
+        probes.append(bandwidth(arrays))
+        for name in list(workers)[:: 1 if i % 2 else -1]:
+            results[name].append(workers[name].measure())
+            time.sleep(0.3)  # the other's idle threads go to sleep
+    probes.append(bandwidth(arrays))
+    medians = {name: [statistics.median(column) for column in zip(*rounds)] for name, rounds in results.items()}
+    bests = {name: [max(column) for column in zip(*rounds)] for name, rounds in results.items()}
+    for name, subject in workers.items():
+        peak, anonymous = subject.close()
+        ratios = [ours / theirs for ours, theirs in zip(medians[name], medians["llama.cpp"])]
+        cells = [f"{medians[name][i]:.1f} ({bests[name][i]:.1f})" for i in (0, 1)]
+        rate = bytes_per_token(path) * medians[name][1] / 1e9
+        print(
+            f"| {mix} | {name} {subject.name} | {cells[0]} | {ratios[0]:.2f} | {cells[1]} | {ratios[1]:.2f} | {rate:.1f} "
+            f"| {min(probes):.0f}-{max(probes):.0f} | {peak:.0f} ({anonymous:.0f}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mixes", nargs="*", default=["Q4_0", "Q8_0", "Q4_K", "Q6_K"], help=" ".join(MIXES))
+    parser.add_argument("-m", "--shape", default="tinyllama", choices=SHAPES)
+    parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("-d", "--depth", type=int, default=0, help="tokens read before the 64 are written")
+    parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avx512")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
+    options = parser.parse_args()
+    print(f"{options.shape}, {options.threads} threads, depth {options.depth}, {options.rounds} rounds; median (best)\n")
+    print("| weights | engine | pp512 t/s | ratio | tg64 t/s | ratio | tg GB/s | probe GB/s | peak RSS MiB (anon) |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for mix in options.mixes:
+        compare(model_file(options.folder, options.shape, mix, options.layers), mix, options)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6] if len(sys.argv) > 6 else "")
+    else:
+        main()

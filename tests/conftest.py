@@ -1,0 +1,53 @@
+"""What every Python test can ask for: the library, real data if it is there, small models."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = Path(os.environ.get("LMI_LIBRARY", ROOT / "build" / "native" / "liblmi.so"))
+DATA = Path(os.environ.get("LMI_DATA", ROOT.parent / "shared" / "data"))
+
+# Programs that tests start find the package of this checkout and the library that was built from it.
+os.environ["LMI_LIBRARY"] = str(LIBRARY)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "runtime"), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_report_header() -> list[str]:
+    data = f"real data: {DATA}" if DATA.is_dir() else f"real data: none ({DATA}); the tests that need it are skipped"
+    return [f"library: {LIBRARY}{'' if LIBRARY.is_file() else ' (missing: make build)'}", data]
+
+
+@pytest.fixture(scope="session")
+def native():
+    """(ffi, lib) of the library under test."""
+    if not LIBRARY.is_file():
+        pytest.fail(f"no library at {LIBRARY}: make build")
+    from lmi import _native
+
+    return _native.native()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data beside the checkout."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA} (LMI_DATA names another folder)")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    path = ROOT / "models" / "lmi-tiny" / "lmi-tiny.gguf"
+    if not path.is_file():
+        pytest.skip("the shipped model is not in this checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """stories260K as a float32 file."""
+    from oracle import tiny_models
+
+    return tiny_models.make_from_stories(tmp_path_factory.mktemp("stories") / "stories260K.gguf", data / "stories260K")
