@@ -198,6 +198,7 @@ def batch(exercises, rng, size, count, recall, position):
     rows = []
     books, block = exercises.books, 512
     blocks = len(books) // block
+    position += -position % size  # where the window grows, begin at a whole one
     for _ in range(count - recall):
         turn, at = divmod(position // block, blocks)
         if getattr(exercises, "turn", None) != turn:

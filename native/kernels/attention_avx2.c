@@ -9,14 +9,26 @@ typedef __m256i vi;
 
 enum { LANES = 8, TILE_VECTORS = 2, GROUP = 6, INT_ROWS = 3, ACCUMULATORS = 12 };
 
-#define EACH_ROWS(n, DO)                                                                                                           \
-    switch (n) {                                                                                                                   \
-    case 1: DO(1); break;                                                                                                          \
-    case 2: DO(2); break;                                                                                                          \
-    case 3: DO(3); break;                                                                                                          \
-    case 4: DO(4); break;                                                                                                          \
-    case 5: DO(5); break;                                                                                                          \
-    default: DO(6); break;                                                                                                         \
+#define EACH_ROWS(n, DO)                                                                                                       \
+    switch (n) {                                                                                                               \
+    case 1:                                                                                                                    \
+        DO(1);                                                                                                                 \
+        break;                                                                                                                 \
+    case 2:                                                                                                                    \
+        DO(2);                                                                                                                 \
+        break;                                                                                                                 \
+    case 3:                                                                                                                    \
+        DO(3);                                                                                                                 \
+        break;                                                                                                                 \
+    case 4:                                                                                                                    \
+        DO(4);                                                                                                                 \
+        break;                                                                                                                 \
+    case 5:                                                                                                                    \
+        DO(5);                                                                                                                 \
+        break;                                                                                                                 \
+    default:                                                                                                                   \
+        DO(6);                                                                                                                 \
+        break;                                                                                                                 \
     }
 
 static inline vf vf_load(const float *x) { return _mm256_loadu_ps(x); }

@@ -9,16 +9,32 @@ typedef __m512i vi;
 
 enum { LANES = 16, TILE_VECTORS = 1, GROUP = 8, INT_ROWS = 8, ACCUMULATORS = 16 };
 
-#define EACH_ROWS(n, DO)                                                                                                           \
-    switch (n) {                                                                                                                   \
-    case 1: DO(1); break;                                                                                                          \
-    case 2: DO(2); break;                                                                                                          \
-    case 3: DO(3); break;                                                                                                          \
-    case 4: DO(4); break;                                                                                                          \
-    case 5: DO(5); break;                                                                                                          \
-    case 6: DO(6); break;                                                                                                          \
-    case 7: DO(7); break;                                                                                                          \
-    default: DO(8); break;                                                                                                         \
+#define EACH_ROWS(n, DO)                                                                                                       \
+    switch (n) {                                                                                                               \
+    case 1:                                                                                                                    \
+        DO(1);                                                                                                                 \
+        break;                                                                                                                 \
+    case 2:                                                                                                                    \
+        DO(2);                                                                                                                 \
+        break;                                                                                                                 \
+    case 3:                                                                                                                    \
+        DO(3);                                                                                                                 \
+        break;                                                                                                                 \
+    case 4:                                                                                                                    \
+        DO(4);                                                                                                                 \
+        break;                                                                                                                 \
+    case 5:                                                                                                                    \
+        DO(5);                                                                                                                 \
+        break;                                                                                                                 \
+    case 6:                                                                                                                    \
+        DO(6);                                                                                                                 \
+        break;                                                                                                                 \
+    case 7:                                                                                                                    \
+        DO(7);                                                                                                                 \
+        break;                                                                                                                 \
+    default:                                                                                                                   \
+        DO(8);                                                                                                                 \
+        break;                                                                                                                 \
     }
 
 static inline vf vf_load(const float *x) { return _mm512_loadu_ps(x); }
@@ -29,7 +45,9 @@ static inline float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
 static inline float vf_largest(vf v) { return _mm512_reduce_max_ps(v); }
 static inline vf vf_multiply_add(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vf vf_only(uint32_t bits, vf x) { return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)bits, x); }
-static inline vf vf_from_f16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x)); }
+static inline vf vf_from_f16(const uint16_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)x));
+}
 static inline vf vf_from_int8(const int8_t *x) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)x)));
 }

@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "kernels/attention.h"
 #include "kernels/fill.h"
 
@@ -56,124 +58,173 @@ static void kv_store_q8_0(const kv_bank *bank, int64_t slot, const float *key, c
     }
 }
 
-/* ---- attending: one row at a time ---------------------------------------------------------------------------------- */
+/* ---- attending: a block of slots is widened once, then rows one at a time ------------------------------------------- */
 
-/* logits[16] of a tile. */
-static void logits_f32(const kv_bank *bank, int64_t tile, const float *q, float *logits) {
-    const float *keys = (const float *)bank->keys + tile * bank->head_dim * KV_TILE;
-    for (int64_t i = 0; i < bank->head_dim; i++) {
-        for (int s = 0; s < KV_TILE; s++) {
-            logits[s] += q[i] * keys[i * KV_TILE + s];
-        }
+/* Parts of scratch. */
+typedef struct workspace {
+    float *keys; /* [4][d][16] */
+    float *values; /* [64][d] */
+    int16_t *bytes; /* Q8_0: [4][d][16] keys */
+    float *scales; /* Q8_0: [4][d/32][16] of keys */
+    int16_t *levels; /* Q8_0: [d] of a row's query */
+    float *steps; /* Q8_0: [d/32] */
+} workspace;
+
+enum { PARTS = 6 };
+
+static void workspace_offsets(int64_t head_dim, size_t offsets[PARTS + 1]) {
+    const size_t d = (size_t)head_dim;
+    const size_t bytes[PARTS] = {BLOCK_SLOTS * d * sizeof(float),
+                                 BLOCK_SLOTS * d * sizeof(float),
+                                 BLOCK_SLOTS * d * sizeof(int16_t),
+                                 BLOCK_SLOTS * d / 32 * sizeof(float),
+                                 d * sizeof(int16_t),
+                                 d / QUERY_BLOCK * sizeof(float)};
+    offsets[0] = 0;
+    for (int i = 0; i < PARTS; i++) {
+        offsets[i + 1] = offsets[i] + kv_round(bytes[i]);
     }
 }
 
-static void logits_f16(const kv_bank *bank, int64_t tile, const float *q, float *logits) {
-    const uint16_t *keys = (const uint16_t *)bank->keys + tile * bank->head_dim * KV_TILE;
-    for (int64_t i = 0; i < bank->head_dim; i++) {
-        for (int s = 0; s < KV_TILE; s++) {
-            logits[s] += q[i] * f16_to_f32(keys[i * KV_TILE + s]);
-        }
+static workspace workspace_at(void *scratch, int64_t head_dim) {
+    size_t at[PARTS + 1];
+    workspace_offsets(head_dim, at);
+    char *base = scratch;
+    void *parts[PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = base + at[i];
     }
+    return (workspace){parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]};
 }
 
-static void logits_q8_0(const kv_bank *bank, int64_t tile, const int16_t *levels, const float *steps, float *logits) {
-    const uint8_t *keys = (const uint8_t *)bank->keys + tile * bank->head_dim * KV_TILE;
-    const int64_t n_scales = bank->head_dim / 32;
-    const uint16_t *scales = bank->key_scales + tile * n_scales * KV_TILE;
-    for (int64_t block = 0; block < n_scales; block++) {
-        int32_t sums[KV_TILE] = {0};
-        for (int64_t i = block * 32; i < block * 32 + 32; i++) {
-            for (int s = 0; s < KV_TILE; s++) {
-                sums[s] += levels[i] * (keys[(i / 4 * KV_TILE + s) * 4 + i % 4] - 128);
-            }
-        }
-        for (int s = 0; s < KV_TILE; s++) {
-            logits[s] += (float)sums[s] * (f16_to_f32(scales[block * KV_TILE + s]) * steps[block]);
-        }
-    }
-}
-
-/* o += weight * (the value of a slot) */
-static void add_value(const kv_bank *bank, int64_t slot, float weight, float *o) {
-    const int64_t d = bank->head_dim;
-    if (bank->type == LMI_KV_F32) {
-        const float *value = (const float *)bank->values + slot * d;
-        for (int64_t i = 0; i < d; i++) {
-            o[i] += weight * value[i];
-        }
-    } else if (bank->type == LMI_KV_F16) {
-        const uint16_t *value = (const uint16_t *)bank->values + slot * d;
-        for (int64_t i = 0; i < d; i++) {
-            o[i] += weight * f16_to_f32(value[i]);
-        }
-    } else {
-        const int8_t *value = (const int8_t *)bank->values + slot * d;
-        const uint16_t *scales = bank->value_scales + slot * (d / 32);
-        for (int64_t i = 0; i < d; i++) {
-            o[i] += weight * ((float)value[i] * f16_to_f32(scales[i / 32]));
-        }
-    }
-}
-
-/* One block of a row's running softmax. `seen` is not empty. */
-static void attend_block(const kv_bank *bank, int64_t block, uint64_t seen, const float *q, const int16_t *levels,
-                         const float *steps, float *m, float *z, float *o) {
-    float logits[BLOCK_SLOTS] = {0};
-    for (int t = 0; t < BLOCK_TILES; t++) {
+/* Those of the block's tiles that hold a slot of `seen`. */
+static void widen_block(const kv_bank *bank, const workspace *w, int64_t block, uint64_t seen) {
+    const int64_t d = bank->head_dim, n_scales = d / 32;
+    for (int64_t t = 0; t < BLOCK_TILES; t++) {
         if ((seen >> (t * KV_TILE) & 0xffff) == 0) {
             continue;
         }
-        const int64_t tile = block / KV_TILE + t;
+        const int64_t from = (block + t * KV_TILE) * d, to = t * KV_TILE * d, n = KV_TILE * d;
         if (bank->type == LMI_KV_F32) {
-            logits_f32(bank, tile, q, logits + t * KV_TILE);
+            memcpy(w->keys + to, (const float *)bank->keys + from, (size_t)n * sizeof(float));
+            memcpy(w->values + to, (const float *)bank->values + from, (size_t)n * sizeof(float));
         } else if (bank->type == LMI_KV_F16) {
-            logits_f16(bank, tile, q, logits + t * KV_TILE);
+            for (int64_t i = 0; i < n; i++) {
+                w->keys[to + i] = f16_to_f32(((const uint16_t *)bank->keys)[from + i]);
+                w->values[to + i] = f16_to_f32(((const uint16_t *)bank->values)[from + i]);
+            }
         } else {
-            logits_q8_0(bank, tile, levels, steps, logits + t * KV_TILE);
+            const uint8_t *keys = (const uint8_t *)bank->keys + from;
+            const int8_t *values = (const int8_t *)bank->values + from;
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t row = i / KV_TILE, slot = i % KV_TILE;
+                w->bytes[to + i] = (int16_t)(keys[(row / 4 * KV_TILE + slot) * 4 + row % 4] - 128);
+            }
+            for (int64_t i = 0; i < n; i++) {
+                w->values[to + i] = (float)values[i] * f16_to_f32(bank->value_scales[(from + i) / 32]);
+            }
+            for (int64_t i = 0; i < n_scales * KV_TILE; i++) {
+                w->scales[t * n_scales * KV_TILE + i] = f16_to_f32(bank->key_scales[from / 32 + i]);
+            }
         }
     }
-    float largest = *m;
+}
+
+/* logits[16] of a tile */
+static void tile_logits(const float *keys, const float *q, int64_t d, float *logits) {
+    float sums[KV_TILE] = {0};
+    for (int64_t i = 0; i < d; i++) {
+        for (int s = 0; s < KV_TILE; s++) {
+            sums[s] += q[i] * keys[i * KV_TILE + s];
+        }
+    }
+    memcpy(logits, sums, sizeof sums);
+}
+
+static void tile_logits_int8(const int16_t *bytes, const float *scales, const int16_t *levels, const float *steps, int64_t d,
+                             float *logits) {
+    float sums[KV_TILE] = {0};
+    for (int64_t block = 0; block < d / QUERY_BLOCK; block++) {
+        int32_t whole[KV_TILE] = {0};
+        for (int64_t i = block * QUERY_BLOCK; i < (block + 1) * QUERY_BLOCK; i++) {
+            for (int s = 0; s < KV_TILE; s++) {
+                whole[s] += levels[i] * bytes[i * KV_TILE + s];
+            }
+        }
+        for (int s = 0; s < KV_TILE; s++) {
+            sums[s] += (float)whole[s] * (scales[block * KV_TILE + s] * steps[block]);
+        }
+    }
+    memcpy(logits, sums, sizeof sums);
+}
+
+/* One block of a row's running softmax; `seen` is not empty. */
+static void attend_row(const attend_args *args, const workspace *w, uint64_t seen, int64_t row) {
+    const int64_t d = args->bank->head_dim;
+    const float *q = args->q + row * d;
+    float *o = args->o + row * d;
+    float logits[BLOCK_SLOTS] = {0};
+    if (args->bank->type == LMI_KV_Q8_0) {
+        for (int64_t i = 0; i < d / QUERY_BLOCK; i++) {
+            w->steps[i] = round_query(q + i * QUERY_BLOCK, w->levels + i * QUERY_BLOCK);
+        }
+    }
+    for (int64_t t = 0; t < BLOCK_TILES; t++) {
+        if ((seen >> (t * KV_TILE) & 0xffff) == 0) {
+            continue;
+        }
+        if (args->bank->type == LMI_KV_Q8_0) {
+            tile_logits_int8(w->bytes + t * KV_TILE * d, w->scales + t * KV_TILE * (d / 32), w->levels, w->steps, d,
+                             logits + t * KV_TILE);
+        } else {
+            tile_logits(w->keys + t * KV_TILE * d, q, d, logits + t * KV_TILE);
+        }
+    }
+    float largest = args->m[row];
     for (int s = 0; s < BLOCK_SLOTS; s++) {
         if (seen >> s & 1) {
             largest = logits[s] > largest ? logits[s] : largest;
         }
     }
     const float base = largest == -INFINITY ? 0.0f : largest; /* -inf - -inf is no number */
-    const float fade = exp_f32(*m - base);
-    float sum = *z * fade;
-    for (int64_t i = 0; i < bank->head_dim; i++) {
+    const float fade = exp_f32(args->m[row] - base);
+    float sum = args->z[row] * fade;
+    for (int64_t i = 0; i < d; i++) {
         o[i] *= fade;
     }
-    for (int s = 0; s < BLOCK_SLOTS; s++) {
+    for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
         if (seen >> s & 1) {
             const float weight = exp_f32(logits[s] - base);
+            const float *value = w->values + s * d;
             sum += weight;
-            add_value(bank, block + s, weight, o);
+            for (int64_t i = 0; i < d; i++) {
+                o[i] += weight * value[i];
+            }
         }
     }
-    *m = largest;
-    *z = sum;
+    args->m[row] = largest;
+    args->z[row] = sum;
 }
 
 static void attend(const attend_args *args, bool sinks) {
-    const kv_bank *bank = args->bank;
-    const int64_t d = bank->head_dim;
-    int16_t *levels = args->scratch;
-    float *steps = (float *)(void *)((char *)args->scratch + kv_round((size_t)d * sizeof *levels));
-    for (int64_t r = 0; r < args->n_rows; r++) {
-        const int64_t pos = args->first_pos + r / args->rows_per_token;
-        const float *q = args->q + r * d;
-        const slot_view view = view_of(args, sinks, pos, pos);
-        if (bank->type == LMI_KV_Q8_0) {
-            for (int64_t i = 0; i < d / QUERY_BLOCK; i++) {
-                steps[i] = round_query(q + i * QUERY_BLOCK, levels + i * QUERY_BLOCK);
-            }
+    if (args->n_rows <= 0) {
+        return;
+    }
+    const workspace w = workspace_at(args->scratch, args->bank->head_dim);
+    const int64_t last_pos = args->first_pos + (args->n_rows - 1) / args->rows_per_token;
+    const slot_view hull = view_of(args, sinks, args->first_pos, last_pos);
+    for (int64_t block = args->slot0 / BLOCK_SLOTS * BLOCK_SLOTS; block < args->slot1; block += BLOCK_SLOTS) {
+        const uint64_t any = seen_in_block(&hull, block);
+        if (any == 0) {
+            continue;
         }
-        for (int64_t block = args->slot0 / BLOCK_SLOTS * BLOCK_SLOTS; block < args->slot1; block += BLOCK_SLOTS) {
+        widen_block(args->bank, &w, block, any);
+        for (int64_t r = 0; r < args->n_rows; r++) {
+            const int64_t pos = args->first_pos + r / args->rows_per_token;
+            const slot_view view = view_of(args, sinks, pos, pos);
             const uint64_t seen = seen_in_block(&view, block);
             if (seen != 0) {
-                attend_block(bank, block, seen, q, levels, steps, &args->m[r], &args->z[r], args->o + r * d);
+                attend_row(args, &w, seen, r);
             }
         }
     }
@@ -183,8 +234,10 @@ static void attend_ring(const attend_args *args) { attend(args, false); }
 static void attend_sinks(const attend_args *args) { attend(args, true); }
 
 static size_t attend_scratch(int64_t n_rows, int64_t head_dim) {
-    (void)n_rows;
-    return kv_round((size_t)head_dim * sizeof(int16_t)) + kv_round((size_t)head_dim / QUERY_BLOCK * sizeof(float));
+    (void)n_rows; /* rows come one at a time */
+    size_t offsets[PARTS + 1];
+    workspace_offsets(head_dim, offsets);
+    return offsets[PARTS];
 }
 
 void attention_fill_ref(kernels *table) {

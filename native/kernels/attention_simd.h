@@ -28,13 +28,13 @@ enum { PANEL = 8 * GROUP }; /* rows whose logits are in scratch at a time */
 
 /* The parts of scratch, each 64-byte aligned. */
 typedef struct workspace {
-    float *logits;    /* [PANEL][64]: logits, then weights */
-    float *q;         /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
-    float *steps;     /* Q8_0: [group][d/32][GROUP] */
+    float *logits; /* [PANEL][64]: logits, then weights */
+    float *q; /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
+    float *steps; /* Q8_0: [group][d/32][GROUP] */
     int32_t *offsets; /* Q8_0: [group][d/32][GROUP], -128 times the sum of levels */
-    float *keys;      /* [4][d][16] a block widened to float */
-    float *values;    /* [64][d] */
-    float *scales;    /* Q8_0: [64][d/32] of the values */
+    float *keys; /* [4][d][16] a block widened to float */
+    float *values; /* [64][d] */
+    float *scales; /* Q8_0: [64][d/32] of the values */
     slot_view *views; /* [n_tokens] */
 } workspace;
 
@@ -197,7 +197,8 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
 }
 
 /* Tiles from .. to of a block for one group; keys: those of the block. */
-INLINE void group_logits_float(int rows, lmi_kv_type type, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
+INLINE void group_logits_float(int rows, lmi_kv_type type, const float *q, const void *keys, int64_t d, int from, int to,
+                               float *logits) {
     const int64_t tile_bytes = d * KV_TILE * (type == LMI_KV_F32 ? 4 : 2);
     const int wide = rows * 4 * TILE_VECTORS <= ACCUMULATORS ? 4 : rows * 2 * TILE_VECTORS <= ACCUMULATORS ? 2 : 1;
     int t = from;
@@ -221,7 +222,8 @@ static void group_logits_f16(int rows, const float *q, const void *keys, int64_t
 #undef DO
 }
 
-static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const kv_bank *bank, int64_t block, int from, int to, float *logits) {
+static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const kv_bank *bank, int64_t block, int from, int to,
+                              float *logits) {
     const int64_t d = bank->head_dim, blocks = d / QUERY_BLOCK;
     const int32_t *levels = (const int32_t *)w->q + group * (d / 2) * GROUP;
     const float *steps = w->steps + group * blocks * GROUP;
@@ -284,8 +286,9 @@ INLINE vf value_vector(lmi_kv_type type, const void *values, int64_t index, cons
 
 /* o[row][column ..] = o * fade + the weighted values of the block, for `vectors` vectors of columns. `all` are the slots that
  * every row sees, `any` those that some row sees: slots are added in ascending order either way. */
-INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
-                       uint64_t any, const void *values, const float *scales, int64_t d, int64_t column, float *o) {
+INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
+                       uint64_t all, uint64_t any, const void *values, const float *scales, int64_t d, int64_t column,
+                       float *o) {
     enum { MOST = 4 };
     vf sum[GROUP][MOST];
 #pragma GCC unroll 16
@@ -348,15 +351,16 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
 }
 
 /* Columns that fill no vector. */
-static void add_values_tail(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                            int64_t d, int64_t column, float *o) {
+static void add_values_tail(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
+                            const void *values, int64_t d, int64_t column, float *o) {
     for (int r = 0; r < rows; r++) {
         for (int64_t i = column; i < d; i++) {
             float sum = o[r * d + i] * fade[r];
             for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
                 if (seen[r] >> s & 1) {
                     const int64_t at = s * d + i;
-                    const float value = type == LMI_KV_F32 ? ((const float *)values)[at] : f16_to_f32(((const uint16_t *)values)[at]);
+                    const float value =
+                        type == LMI_KV_F32 ? ((const float *)values)[at] : f16_to_f32(((const uint16_t *)values)[at]);
                     sum = fmaf(weights[r * BLOCK_SLOTS + s], value, sum);
                 }
             }
@@ -365,8 +369,8 @@ static void add_values_tail(int rows, lmi_kv_type type, const float *weights, co
     }
 }
 
-INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                         const float *scales, int64_t d, float *o) {
+INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
+                         const void *values, const float *scales, int64_t d, float *o) {
     const int wide = rows * 4 <= ACCUMULATORS ? 4 : 2;
     uint64_t all = ~(uint64_t)0, any = 0;
     for (int r = 0; r < rows; r++) {
@@ -385,23 +389,25 @@ INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const
     }
 }
 
-INLINE void group_values_of(lmi_kv_type type, int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                            const float *scales, int64_t d, float *o) {
+INLINE void group_values_of(lmi_kv_type type, int rows, const float *weights, const float *fade, const uint64_t *seen,
+                            const void *values, const float *scales, int64_t d, float *o) {
 #define DO(n) group_values(n, type, weights, fade, seen, values, scales, d, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, int64_t d, float *o) {
+static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                             int64_t d, float *o) {
     group_values_of(LMI_KV_F32, rows, weights, fade, seen, values, NULL, d, o);
 }
 
-static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, int64_t d, float *o) {
+static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                             int64_t d, float *o) {
     group_values_of(LMI_KV_F16, rows, weights, fade, seen, values, NULL, d, o);
 }
 
-static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values, const float *scales,
-                              int64_t d, float *o) {
+static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
+                              const float *scales, int64_t d, float *o) {
     group_values_of(LMI_KV_Q8_0, rows, weights, fade, seen, values, scales, d, o);
 }
 
@@ -451,7 +457,8 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
         if (bits == 0) {
             continue;
         }
-        const int rows = (int)min_of(GROUP, n - r), from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+        const int rows = (int)min_of(GROUP, n - r), from = __builtin_ctzll(bits) / KV_TILE,
+                  to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
         const int64_t group = (row0 + r) / GROUP;
         float *logits = w->logits + r * BLOCK_SLOTS;
         if (bank->type == LMI_KV_Q8_0) {

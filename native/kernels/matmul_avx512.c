@@ -1,5 +1,29 @@
-/* The matmul column for AVX-512. */
+/* The matmul column for AVX-512 (VNNI). */
+#include "kernels/matmul_avx512.h"
+
 #include "kernels/fill.h"
 #include "kernels/matmul_parts.h"
 
-void matmul_fill_avx512(kernels *table) { pack_fill_avx512(table); }
+#define CHOOSE(TYPE, NAME)                                              \
+    static void matmul_##NAME(const matmul_args *a) {                   \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                     \
+            matmul_rows_##NAME##_avx512(a);                             \
+        } else {                                                        \
+            matmul_tiles_##NAME##_avx512(a);                            \
+        }                                                               \
+    }
+MATMUL_INTEGER_TYPES(CHOOSE)
+#undef CHOOSE
+
+static size_t scratch_bytes(int64_t k) {
+    size_t rows = matmul_rows_scratch_avx512(k), tiles = matmul_tiles_scratch_avx512(k);
+    return rows > tiles ? rows : tiles;
+}
+
+void matmul_fill_avx512(kernels *table) {
+#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME;
+    MATMUL_INTEGER_TYPES(ROW)
+#undef ROW
+    table->matmul_scratch = scratch_bytes;
+    pack_fill_avx512(table);
+}

@@ -52,10 +52,11 @@ static inline float silu(float x) {
     const int32_t bits = (int32_t)f32_to_bits(x), size = bits & 0x7fffffff, negative = bits >> 31;
     const int32_t low = 0x42f00000, infinite = 0x7f800000; /* -EXP_LOW */
     const int32_t far = -((size > low) & (size <= infinite)), clamped = (low & far) | (size & ~far);
+    const float a = -f32_from_bits((uint32_t)clamped); /* -|x| */
     int32_t n;
-    const float m = exp_split(-f32_from_bits((uint32_t)clamped), &n);
+    const float m = exp_split(a, &n);
     const float e = times_power(m, n);
-    const float top = x * f32_from_bits((uint32_t)(((int32_t)f32_to_bits(m) & negative) | (0x3f800000 & ~negative)));
+    const float top = f32_from_bits((uint32_t)(((int32_t)f32_to_bits(a * m) & negative) | (bits & ~negative)));
     return times_power(top / (1.0f + e), n & negative);
 }
 
@@ -114,8 +115,10 @@ static inline void rope_body(float *x, int64_t n_heads, int64_t head_dim, int64_
         if (pairing == ROPE_ADJACENT) {
             for (int64_t i = 0; i < pairs; i++) {
                 const float c = cos_sin[2 * i], s = cos_sin[2 * i + 1], a = head[2 * i], b = head[2 * i + 1];
-                head[2 * i] = a * c - b * s;
-                head[2 * i + 1] = a * s + b * c;
+                /* a * c - b * s; written so, GCC 12 would fuse the difference with one product, contraction or not. */
+                const float negative_s = f32_from_bits(f32_to_bits(s) ^ 0x80000000u);
+                head[2 * i] = a * c + b * negative_s;
+                head[2 * i + 1] = b * c + a * s;
             }
         } else {
             for (int64_t i = 0; i < pairs; i++) {

@@ -39,14 +39,14 @@ typedef struct merge_slot {
     uint32_t result;
 } merge_slot;
 
-typedef struct special {
+typedef struct special_token {
     text_view text;
     int32_t token;
-} special;
+} special_token;
 
 /* Special tokens sorted by text, and for each first byte where they begin. */
 typedef struct special_list {
-    const special *items;
+    const special_token *items;
     uint32_t first[257];
 } special_list;
 
@@ -76,6 +76,7 @@ struct tokenizer {
 
     uint32_t *levels;          /* spm: [n_vocab] smaller merges first; order of -score */
     bool space_prefix;         /* spm: text begins with a blank of its own, and so does text after a special token */
+    bool single_blanks;        /* spm: a run of blanks counts as one, and none at the ends of a text */
     const uint32_t *glued;     /* spm: sorted characters that some token has right before U+2581 */
     size_t n_glued;
     uint64_t *neighbours;      /* spm: bit set of hashed pairs of characters that stand together in some token */
@@ -103,6 +104,9 @@ uint32_t vocab_find(const tokenizer *t, const void *text, size_t size);
 uint32_t vocab_find_word(const tokenizer *t, const void *text, size_t size);
 /* The merge of two tokens, or NULL. */
 const merge_slot *vocab_find_merge(const tokenizer *t, uint32_t left, uint32_t right);
+
+/* The byte that "<0xHH>" stands for, -1 for any other text. */
+int vocab_byte_of(text_view text);
 
 static inline token_kind vocab_kind(const tokenizer *t, uint32_t token) { return (token_kind)(t->flags[token] & TOKEN_KIND); }
 static inline bool is_word_kind(token_kind kind) {

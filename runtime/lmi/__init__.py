@@ -36,13 +36,26 @@ _HOME = {
     "build_info": "machine",
     "memory": "machine",
 }
-_ERRORS = (
-    "Error InvalidArgument FileFormatError StateError UnsupportedModel OutOfMemory DeviceError PromptError OutputError "
-    "RequireFit Cancelled SessionBusy ClosedError TemplateError InternalError"
-).split()
+_ERRORS = [
+    "Error",
+    "InvalidArgument",
+    "FileFormatError",
+    "StateError",
+    "UnsupportedModel",
+    "OutOfMemory",
+    "DeviceError",
+    "PromptError",
+    "OutputError",
+    "RequireFit",
+    "Cancelled",
+    "SessionBusy",
+    "ClosedError",
+    "TemplateError",
+    "InternalError",
+]
 _HOME.update((name, "errors") for name in _ERRORS)
 
-__all__ = ["__version__", *_HOME]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str):

@@ -37,7 +37,9 @@ def locate() -> tuple[Path, Path]:
         libraries = [Path(named)]
         headers = [Path(named).with_name("lmi.h"), headers[-1], *headers[:-1]]
     else:
-        libraries = [Path(p) / "lib" / f"liblmi{_SUFFIX}" for p in lmi.__path__] + [checkout / "build" / "native" / f"liblmi{_SUFFIX}"]
+        libraries = [Path(p) / "lib" / f"liblmi{_SUFFIX}" for p in lmi.__path__] + [
+            checkout / "build" / "native" / f"liblmi{_SUFFIX}"
+        ]
     library = next((p for p in libraries if p.is_file()), None)
     header = next((p for p in headers if p.is_file()), None)
     if library is None or header is None:
@@ -114,7 +116,9 @@ class Handle:
         if owner is None:
             raise errors.ClosedError(f"the {self._what} is closed")
         if self._pid != os.getpid():
-            raise errors.ClosedError(f"the {self._what} was opened before this process was forked", "Open it again in the child")
+            raise errors.ClosedError(
+                f"the {self._what} was opened before this process was forked", "Open it again in the child"
+            )
         return owner
 
     def use(self) -> _Use:
@@ -144,7 +148,9 @@ class _Use:
         with h._guard:
             pointer = h.pointer()
             if h._users and h._exclusive:
-                raise errors.SessionBusy(f"the {h._what} is in use by another thread", "One thread at a time: open a session for each")
+                raise errors.SessionBusy(
+                    f"the {h._what} is in use by another thread", "One thread at a time: open a session for each"
+                )
             h._users += 1
         return pointer
 

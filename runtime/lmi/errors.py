@@ -1,4 +1,5 @@
-"""What can go wrong, as types. Each error says what happened in one line and, where something can be done, what to do in another.
+"""What can go wrong, as types. Each error says what happened in one line and, where something can be done, what to do in
+another.
 
 The command line maps `exit_code` to its exit status; `lmi --help` lists them.
 """
@@ -45,11 +46,14 @@ class UnsupportedModel(Error):
 
 
 class OutOfMemory(Error, MemoryError):
-    """Needs more memory than there is. `window` and `saving`: a smaller window that would help and the bytes it saves, or None."""
+    """Needs more memory than there is. `window` and `saving`: a smaller window that would help and the bytes that it saves,
+    or None."""
 
     exit_code = 5
 
-    def __init__(self, message: str, remedy: str = "", offset: int | None = None, *, window: int | None = None, saving: int | None = None):
+    def __init__(
+        self, message: str, remedy: str = "", offset: int | None = None, *, window: int | None = None, saving: int | None = None
+    ):
         super().__init__(message, remedy, offset)
         self.window = window
         self.saving = saving

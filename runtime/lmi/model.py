@@ -225,12 +225,18 @@ class Model(Handle):
         self, text, *, bos: bool | None = None, special: bool = False, errors: str = "strict", name: str = "text"
     ) -> Iterator[list[int]]:
         """The same in lists of a few thousand ids: neither the text nor its ids are ever in memory as a whole."""
+        yield from self.iter_tokens_of_blocks(utf8_blocks(text, name=name, errors=errors), bos=bos, special=special)
+
+    def iter_tokens_of_blocks(
+        self, blocks: Iterator[bytes], *, bos: bool | None = None, special: bool = False
+    ) -> Iterator[list[int]]:
+        """The same for blocks of bytes that are known to be UTF-8."""
         from lmi.tokens import encode_blocks
 
         start = self.bos_tokens(bos)
         if start:
             yield start
-        yield from encode_blocks(self, utf8_blocks(text, name=name, errors=errors), special)
+        yield from encode_blocks(self, blocks, special)
 
     def bos_tokens(self, bos: bool | None = None) -> list[int]:
         """What a text begins with: [BOS] or []. True where the vocabulary has no BOS raises InvalidArgument."""
@@ -339,4 +345,6 @@ def _require_room(path: str) -> None:
 
     size, free = os.stat(path).st_size, memory().available
     if size > free:
-        raise errors.OutOfMemory(f"needs {human_bytes(size)} to read {path} into memory, {human_bytes(free)} free", "Leave out --no-mmap")
+        raise errors.OutOfMemory(
+            f"needs {human_bytes(size)} to read {path} into memory, {human_bytes(free)} free", "Leave out --no-mmap"
+        )

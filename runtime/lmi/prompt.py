@@ -30,7 +30,16 @@ class Prompt:
 
     @classmethod
     def build(
-        cls, model, documents, *, ask=None, system=None, template: ChatTemplate | None = None, special=False, continuing=False, arguments=None
+        cls,
+        model,
+        documents,
+        *,
+        ask=None,
+        system=None,
+        template: ChatTemplate | None = None,
+        special=False,
+        continuing=False,
+        arguments=None,
     ) -> Prompt:
         """`continuing`: the head was read before (a loaded state), only the rest is wanted. Raises TemplateError."""
         if template is None:
@@ -149,7 +158,8 @@ class _Counter:
 
 
 def require_words(documents: list, ask: str | None, allow_empty: bool) -> None:
-    """Raises PromptError if there is nothing to read: no text in files and words, no question. Waits for a pipe's first bytes."""
+    """Raises PromptError if there is nothing to read: no text in files and words, no question. Waits for a pipe's first
+    bytes."""
     if allow_empty or ask:
         return
     for d in documents:

@@ -52,7 +52,9 @@ class Session(Handle):
         out, plan = ffi.new("lmi_session **"), ffi.new("lmi_plan *")
         with model.use() as m:
             if model.info.vocab_only:
-                raise errors.UnsupportedModel("a model opened with vocab_only has no weights to run", "Open it without vocab_only")
+                raise errors.UnsupportedModel(
+                    "a model opened with vocab_only has no weights to run", "Open it without vocab_only"
+                )
             check(lib.lmi_session_plan(m, c, plan, self._error), self._error)
             require_memory(m, plan_from(plan), **options)
             check(lib.lmi_session_open(m, c, out, self._error), self._error)
@@ -210,6 +212,12 @@ class Session(Handle):
         with self._use as s:
             return native()[1].lmi_session_nll(s, row, token)
 
+    def _nll_rows(self, tokens, first: int, n: int) -> list[float]:
+        """NLL of tokens[1 : n + 1] of an int32_t * in rows first, first + 1, ...: one hold of the session for all."""
+        nll = native()[1].lmi_session_nll
+        with self._use as s:
+            return [nll(s, first + i, tokens[i + 1]) for i in range(n)]
+
     # ---- where it is ----
 
     @property
@@ -241,7 +249,8 @@ class Session(Handle):
             self._position = lib.lmi_session_position(s)
 
     def rewind(self, n: int) -> None:
-        """Forgets the last n tokens. At most `plan.rollback` back from the furthest token read, or all of them; else StateError."""
+        """Forgets the last n tokens. At most `plan.rollback` back from the furthest token read, or all of them; else
+        StateError."""
         n = integer(n, "n", 0)
         if n > self._position:
             raise errors.InvalidArgument(f"cannot take back {n:,} tokens: {self._position:,} were read")

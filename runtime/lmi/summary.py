@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lmi.formats import duration, human_bytes, human_count, rate, span
+from lmi.formats import duration, human_bytes, human_count, rate
 
 # general.file_type of GGUF: what the maker says most weights are.
 _FILE_TYPES = {
@@ -25,7 +25,7 @@ def tensor_mix(model) -> list[tuple[str, int, int]]:
 
 
 def quant_name(model, mix=None) -> str:
-    """"Q4_K_M" as the file says, else the type that most bytes have."""
+    """ "Q4_K_M" as the file says, else the type that most bytes have."""
     named = _FILE_TYPES.get(model.metadata("general.file_type"))
     if named:
         return named
@@ -34,7 +34,7 @@ def quant_name(model, mix=None) -> str:
 
 
 def model_name(model) -> str:
-    """"Qwen3 8B": the file's own name and size, else its file name."""
+    """ "Qwen3 8B": the file's own name and size, else its file name."""
     import os
 
     name = model.metadata("general.name") or os.path.basename(model.path).removesuffix(".gguf")
@@ -80,7 +80,9 @@ def account_lines(stats, reason: str) -> list[str]:
         read += f" in {duration(stats.read_seconds)} ({rate(stats.read, stats.read_seconds)} tok/s)"
     parts = [read]
     if stats.written:
-        parts.append(f"wrote {stats.written:,} tok in {duration(stats.write_seconds)} ({rate(stats.written, stats.write_seconds)} tok/s)")
+        parts.append(
+            f"wrote {stats.written:,} tok in {duration(stats.write_seconds)} ({rate(stats.written, stats.write_seconds)} tok/s)"
+        )
         parts.append(f"first token {duration(stats.first_token_seconds or 0)}")
     memory = f"memory peak {human_bytes(stats.peak_bytes)} (context {human_bytes(stats.context_bytes)}, constant)"
     return [" · ".join(parts), f"{memory} · {stats.view}", f"stopped: {reason} · seed {stats.seed}"]
@@ -89,22 +91,32 @@ def account_lines(stats, reason: str) -> list[str]:
 def info_lines(model, mix) -> list[str]:
     """The head of `lmi info`."""
     info = model.info
-    lines = [f"name        {model_name(model)}", f"format      GGUF {info.gguf_version}, {human_bytes(info.file_bytes)}, {info.n_tensors} tensors, {info.n_metadata} metadata keys"]
+    size = f"{human_bytes(info.file_bytes)}, {info.n_tensors} tensors, {info.n_metadata} metadata keys"
+    lines = [f"name        {model_name(model)}", f"format      GGUF {info.gguf_version}, {size}"]
     if not info.vocab_only:
-        bits = 8 * info.weight_bytes / info.n_parameters if info.n_parameters else 0
-        heads = f"{info.n_heads} heads" + (f", {info.n_kv_heads} for keys and values" if info.n_kv_heads != info.n_heads else "")
-        lines += [
-            f"shape       {info.architecture}, {human_count(info.n_parameters)} parameters, {info.n_layers} layers, width {info.n_embd:,}, {heads} of {info.head_dim}, feed-forward {info.n_ff:,}",
-            f"trained on  {info.trained_context:,} tokens" + (f", window {info.native_window:,} in {info.n_native_layers} layers" if info.native_window else "") + f", RoPE base {info.rope_theta:,.0f}",
-            f"weights     {quant_name(model, mix)}, {bits:.2f} bits each: " + ", ".join(f"{kind} {human_bytes(n)} in {count}" for kind, count, n in mix),
-        ]
+        lines += _shape_lines(model, mix)
     if info.has_tokenizer:
         v = model.vocabulary
-        scanner = f" ({v.pretokenizer})" if v.pretokenizer else ""
-        special = ", ".join(f"{name} {i}" for name, i in (("BOS", v.bos), ("EOS", v.eos)) if i is not None)
-        lines.append(f"tokenizer   {v.kind}{scanner}, {v.n_vocab:,} tokens" + (f", {special}" if special else "") + (", begins with BOS" if v.add_bos else ""))
+        parts = [f"{v.kind} ({v.pretokenizer})" if v.pretokenizer else v.kind, f"{v.n_vocab:,} tokens"]
+        parts += [f"{name} {i}" for name, i in (("BOS", v.bos), ("EOS", v.eos)) if i is not None]
+        parts += ["begins with BOS"] if v.add_bos else []
+        lines.append(f"tokenizer   {', '.join(parts)}")
     return lines
 
 
-def view_text(stats) -> str:
-    return " and ".join(span(*r) for r in stats.in_view)
+def _shape_lines(model, mix) -> list[str]:
+    info = model.info
+    heads = f"{info.n_heads} heads of {info.head_dim}"
+    if info.n_kv_heads != info.n_heads:
+        heads += f" ({info.n_kv_heads} for keys and values)"
+    trained = f"{info.trained_context:,} tokens, RoPE base {info.rope_theta:,.0f}"
+    if info.native_window:
+        trained += f", window {info.native_window:,} in {info.n_native_layers} layers"
+    bits = 8 * info.weight_bytes / info.n_parameters if info.n_parameters else 0
+    types = ", ".join(f"{kind} {human_bytes(n)} in {count}" for kind, count, n in mix)
+    return [
+        f"shape       {info.architecture}, {human_count(info.n_parameters)} parameters, {info.n_layers} layers, "
+        f"width {info.n_embd:,}, {heads}, feed-forward {info.n_ff:,}",
+        f"trained on  {trained}",
+        f"weights     {quant_name(model, mix)}, {bits:.2f} bits each: {types}",
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from dataclasses import dataclass
 
 from lmi.errors import TemplateError
@@ -58,11 +59,14 @@ class ChatTemplate:
         """The text of a conversation: messages are {"role": ..., "content": ...}. `arguments` are handed to the template.
 
         The output may have 4 times the length of the messages plus 1 MiB. Raises TemplateError."""
+        return self._render(messages, time.monotonic() + SECONDS, {**arguments, "add_generation_prompt": add_generation_prompt})
+
+    def _render(self, messages: list[dict], end: float, arguments: dict) -> str:
         known = {"tools": None, "documents": None, "bos_token": self._bos, "eos_token": self._eos}
-        context = {**known, **arguments, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        context = {**known, "add_generation_prompt": True, **arguments, "messages": messages}
         limit = 4 * len(json.dumps(messages, default=str)) + LIMIT
         parts, size = [], 0
-        with _as_template_error("failed"), deadline(SECONDS):
+        with _as_template_error("failed"), deadline(end):
             for part in self._template.generate(context):
                 size += len(part)
                 if size > limit:
@@ -70,7 +74,9 @@ class ChatTemplate:
                 parts.append(part)
         return "".join(parts)
 
-    def segments(self, *, system: str | None = None, before: list[dict] | None = None, **arguments) -> tuple[list[Segment], bool]:
+    def segments(
+        self, *, system: str | None = None, before: list[dict] | None = None, **arguments
+    ) -> tuple[list[Segment], bool]:
         """One user turn, cut where the user's words go, so that they can be streamed instead of rendered.
 
         Returns the segments, "user" (text "") standing for the words to come, and whether the template strips white space
@@ -79,18 +85,24 @@ class ChatTemplate:
         """
         user_mark, system_mark = _mark(), _mark()
         messages = list(before or [])
+        end = time.monotonic() + SECONDS  # for all renderings together
+
+        def render(system_text: str | None, user_text: str) -> str:
+            head = [{"role": "system", "content": system_text}] if system_text else []
+            return self._render([*head, *messages, {"role": "user", "content": user_text}], end, arguments)
+
         text = None
         if system:
             try:
-                text = self.render([{"role": "system", "content": system_mark}, *messages, _user(user_mark)], **arguments)
+                text = render(system_mark, user_mark)
             except TemplateError:
                 pass
             if text is not None and text.count(system_mark) != 1:
                 text = None
             if text is None:  # no such role in this template
-                text = self.render([*messages, _user(f"{system_mark}\n\n{user_mark}")], **arguments)
+                text = render(None, f"{system_mark}\n\n{user_mark}")
         else:
-            text = self.render([*messages, _user(user_mark)], **arguments)
+            text = render(None, user_mark)
         if text.count(user_mark) != 1:
             raise TemplateError("the chat template does not show what the user says exactly once")
         segments = []
@@ -101,16 +113,12 @@ class ChatTemplate:
                 segments.append(Segment("system", system or ""))
             elif part:
                 segments.append(Segment("template", part))
-        spaced = self.render([*messages, _user(f" \n{user_mark}\n ")], **arguments)
+        spaced = render(None, f" \n{user_mark}\n ")
         return segments, f" \n{user_mark}\n " not in spaced
 
     def begins_with_bos(self, segments: list[Segment]) -> bool:
         """True if the rendered text begins with the BOS token by itself, so that it must not be added again."""
         return bool(self._bos) and bool(segments) and segments[0].kind == "template" and segments[0].text.startswith(self._bos)
-
-
-def _user(content: str) -> dict:
-    return {"role": "user", "content": content}
 
 
 def _mark() -> str:
@@ -137,4 +145,6 @@ class _as_template_error:
             reason = " ".join(str(e).split())[:200] or kind.__name__
             line = getattr(e, "lineno", None)
             reason = f"{reason} (line {line})" if line else reason
-        raise TemplateError(f"the chat template {self._what}: {reason}", "Use --template FILE for another, or --raw for none") from None
+        raise TemplateError(
+            f"the chat template {self._what}: {reason}", "Use --template FILE for another, or --raw for none"
+        ) from None

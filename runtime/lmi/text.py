@@ -87,7 +87,9 @@ def _encoded(block: str, name: str, errors: str) -> bytes:
         if errors == "replace":
             return block.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
         where = f"character {e.start:,}"
-        raise PromptError(f"{name} holds a lone surrogate U+{ord(block[e.start]):04X} ({where})", "Use errors='replace'") from None
+        raise PromptError(
+            f"{name} holds a lone surrogate U+{ord(block[e.start]):04X} ({where})", "Use errors='replace'"
+        ) from None
 
 
 def _refuse(e: UnicodeDecodeError, name: str, base: int, line: int):
@@ -114,7 +116,9 @@ class TextFile:
     """A file of text, opened to be read once as a stream. `size`: bytes, or None for a pipe; `done`: bytes given so far;
     `waiting`: a context manager entered while a pipe is waited for. Raises PromptError if it cannot be opened."""
 
-    def __init__(self, path: str | os.PathLike | None, *, stream=None, errors: str = "strict", waiting=nullcontext, kind: str = "prompt"):
+    def __init__(
+        self, path: str | os.PathLike | None, *, stream=None, errors: str = "strict", waiting=nullcontext, kind: str = "prompt"
+    ):
         self.waiting = waiting
         self.name = "standard input" if path is None else os.fspath(path)
         self.errors = errors

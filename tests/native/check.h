@@ -16,7 +16,7 @@ static long check_passed, check_failed;
             check_passed++;                                                              \
         } else if (check_failed++ < 20) {                                                \
             fprintf(stderr, "%s:%d: failed: %s  ", __FILE__, __LINE__, #condition);      \
-            fprintf(stderr, "" __VA_ARGS__);                                             \
+            fprintf(stderr, " " __VA_ARGS__);                                            \
             fprintf(stderr, "\n");                                                       \
         }                                                                                \
     } while (0)

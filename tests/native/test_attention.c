@@ -33,7 +33,8 @@ static void read_slot(const kv_bank *bank, int64_t slot, double *key, double *va
         } else {
             const double key_step = (double)f16_to_f32(bank->key_scales[(tile * (d / 32) + i / 32) * 16 + lane]);
             const double value_step = (double)f16_to_f32(bank->value_scales[slot * (d / 32) + i / 32]);
-            key[i] = key_step * ((double)((const uint8_t *)bank->keys)[((tile * (d / 4) + i / 4) * 16 + lane) * 4 + i % 4] - 128);
+            key[i] =
+                key_step * ((double)((const uint8_t *)bank->keys)[((tile * (d / 4) + i / 4) * 16 + lane) * 4 + i % 4] - 128);
             value[i] = value_step * (double)((const int8_t *)bank->values)[slot * d + i];
         }
     }
@@ -89,8 +90,8 @@ static bool sees(const attend_args *a, bool sinks, int64_t p, int64_t j) {
 }
 
 /* float64: output and log of the normaliser; false if nothing is seen. */
-static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int64_t *tokens, int64_t row, const double *q, double *out,
-                   double *log_sum) {
+static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int64_t *tokens, int64_t row, const double *q,
+                   double *out, double *log_sum) {
     const int64_t d = f->d, p = a->first_pos + row / a->rows_per_token;
     double largest = -INFINITY, sum = 0;
     static double logits[MAX_SLOTS];
@@ -141,7 +142,8 @@ static void round_like_kernel(const fixture *f, const float *q, double *rounded)
 }
 
 typedef struct errors {
-    double output, log_sum, query;
+    double output, log_sum; /* largest */
+    double moved, of; /* sums of squares: what rounding the query to 16 bits changes, and the output */
 } errors;
 static errors worst[5][KV_TYPES];
 
@@ -156,7 +158,8 @@ static void *scratch_for(const kernels *k, int64_t n_rows, int64_t d) {
 static void compare(const kernels *k, const fixture *f, attend_args a, bool sinks, uint64_t *seed) {
     const int64_t n = a.n_rows, d = f->d;
     attend_kernel *attend = (sinks ? k->attend_sinks : k->attend_ring)[f->type];
-    float *q = malloc((size_t)(n * d) * sizeof *q), *o = calloc((size_t)(n * d), sizeof *o), *alone = malloc((size_t)d * sizeof *alone);
+    float *q = malloc((size_t)(n * d) * sizeof *q), *o = calloc((size_t)(n * d), sizeof *o),
+          *alone = malloc((size_t)d * sizeof *alone);
     float *m = malloc((size_t)n * sizeof *m), *z = calloc((size_t)n, sizeof *z);
     int64_t tokens[MAX_SLOTS];
     for (int64_t s = 0; s < a.slot1; s++) {
@@ -188,24 +191,23 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
         if (!any) {
             CHECK(m[r] == -INFINITY && z[r] == 0, "empty row %d: m %g z %g", (int)r, (double)m[r], (double)z[r]);
             for (int64_t i = 0; i < d; i++) {
-                CHECK(o[r * d + i] == 0);
+                CHECK(o[r * d + i] == 0, "empty row %d", (int)r);
             }
             continue;
         }
-        double far = 0, budget = 0;
+        double far = 0;
         for (int64_t i = 0; i < d; i++) {
             const double got = (double)o[r * d + i] / (double)z[r];
             far = fmax(far, got == got ? fabs(got - expected[i]) : INFINITY);
-            budget = fmax(budget, fabs(exact[i] - expected[i]));
+            e->moved += (exact[i] - expected[i]) * (exact[i] - expected[i]);
+            e->of += exact[i] * exact[i];
         }
         const double sum_error = fabs((double)m[r] + log((double)z[r]) - log_sum);
         e->output = fmax(e->output, far);
         e->log_sum = fmax(e->log_sum, sum_error == sum_error ? sum_error : INFINITY);
-        e->query = fmax(e->query, budget);
-        CHECK(far <= 4e-6, "%s %s %s d %d slots %d-%d row %d of %d: off by %g", cpu_isa_name(k->isa), TYPE_NAMES[f->type], sinks ? "sinks" : "ring",
-              (int)d, (int)a.slot0, (int)a.slot1, (int)r, (int)n, far);
+        CHECK(far <= 4e-6, "%s %s %s d %d slots %d-%d row %d of %d: off by %g", cpu_isa_name(k->isa), TYPE_NAMES[f->type],
+              sinks ? "sinks" : "ring", (int)d, (int)a.slot0, (int)a.slot1, (int)r, (int)n, far);
         CHECK(sum_error <= 4e-6, "log of the sum off by %g", sum_error);
-        CHECK(budget <= (f->type == LMI_KV_Q8_0 ? 2e-4 : 0.0), "rounding the query moved the output by %g", budget);
 
         /* What a row gets does not depend on its neighbours: bit for bit. */
         float m1 = -INFINITY, z1 = 0;
@@ -219,8 +221,8 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
         one.z = &z1;
         one.o = alone;
         attend(&one);
-        CHECK(m1 == m[r] && z1 == z[r] && memcmp(alone, o + r * d, (size_t)d * sizeof *alone) == 0, "%s %s d %d: row %d of %d alone differs",
-              cpu_isa_name(k->isa), TYPE_NAMES[f->type], (int)d, (int)r, (int)n);
+        CHECK(m1 == m[r] && z1 == z[r] && memcmp(alone, o + r * d, (size_t)d * sizeof *alone) == 0,
+              "%s %s d %d: row %d of %d alone differs", cpu_isa_name(k->isa), TYPE_NAMES[f->type], (int)d, (int)r, (int)n);
     }
 
     /* Cut at any slot, the running state goes on. */
@@ -240,9 +242,9 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
     attend(&part);
     for (int64_t r = 0; r < n; r++) {
         CHECK(m2[r] == m[r], "cut at %d: m %g, not %g", (int)cut, (double)m2[r], (double)m[r]);
-        CHECK(fabsf(z2[r] - z[r]) <= 1e-6f * z[r]);
+        CHECK(fabsf(z2[r] - z[r]) <= 1e-6f * z[r], "cut at %d: z %g, not %g", (int)cut, (double)z2[r], (double)z[r]);
         for (int64_t i = 0; i < d; i++) {
-            CHECK(fabsf(o2[r * d + i] - o[r * d + i]) <= 4e-6f * z[r]);
+            CHECK(fabsf(o2[r * d + i] - o[r * d + i]) <= 4e-6f * z[r], "cut at %d, row %d", (int)cut, (int)r);
         }
     }
     free(o2);
@@ -257,8 +259,8 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
 }
 
 /* A ring of n_used slots of which token `newest` was stored last. Far positions: newest is moved by whole turns of the ring. */
-static void ring_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t n_used, int64_t window, int64_t n_tokens, int64_t group, int64_t newest,
-                      int64_t slot0, int64_t slot1, uint64_t *seed) {
+static void ring_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t n_used, int64_t window, int64_t n_tokens,
+                      int64_t group, int64_t newest, int64_t slot0, int64_t slot1, uint64_t *seed) {
     const int64_t n_slots = kv_round_slots(n_used);
     fixture f = fixture_open(type, d, n_slots);
     for (int64_t j = newest < n_used ? 0 : newest - n_used + 1; j <= newest; j++) {
@@ -279,8 +281,8 @@ static void ring_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t n_u
     fixture_close(&f);
 }
 
-static void sink_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t sinks, int64_t window, int64_t n_tokens, int64_t group,
-                      int64_t first_pos, uint64_t *seed) {
+static void sink_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t sinks, int64_t window, int64_t n_tokens,
+                      int64_t group, int64_t first_pos, uint64_t *seed) {
     fixture f = fixture_open(type, d, kv_round_slots(sinks));
     const int64_t last = first_pos + n_tokens - 1;
     for (int64_t j = 0; j < sinks && last - j >= window; j++) {
@@ -304,8 +306,8 @@ static void check_cases(const kernels *k, lmi_kv_type type) {
         for (int64_t group = 1; group <= 9; group++) { /* decode, wrapped: the seam at every place of a tile */
             ring_case(k, type, d, 130 + group, 100, 1, group, 1000 + 3 * group, 0, -1, &seed);
         }
-        ring_case(k, type, d, 96, 96, 1, 4, 40, 0, -1, &seed);      /* not full yet */
-        ring_case(k, type, d, 96, 96, 1, 2, 0, 0, -1, &seed);       /* one token */
+        ring_case(k, type, d, 96, 96, 1, 4, 40, 0, -1, &seed); /* not full yet */
+        ring_case(k, type, d, 96, 96, 1, 2, 0, 0, -1, &seed); /* one token */
         ring_case(k, type, d, 300, 257, 1, 5, 777, 128, 256, &seed); /* a segment */
         ring_case(k, type, d, 300, 257, 1, 3, 777, 256, 300, &seed);
         ring_case(k, type, d, 163, 100, 64, 1, 500, 0, -1, &seed); /* prefill across the seam */
@@ -345,7 +347,7 @@ static void check_q8_store(const kernels *k) {
         k->kv_store[LMI_KV_Q8_0](&f.bank, 5, key, value);
         read_slot(&f.bank, 5, got_key, got_value);
         /* Half a step of max/127, which is itself rounded to 11 bits, or to 2^-24 where f16 becomes subnormal. */
-        const double step = (double)sizes[c] / 127, bound = fmax(0.5 * step * (1 + 0x1p-10), 0x1p-26 * 127 + 0x1p-25);
+        const double step = (double)sizes[c] / 127, bound = fmax(0.5 * step * (1 + 0x1p-10), 0.5 * step + 0x1p-25 * 127);
         for (int i = 0; i < 64; i++) {
             CHECK(fabs(got_key[i] - (double)key[i]) <= bound, "%g stored as %g", (double)key[i], got_key[i]);
             CHECK(fabs(got_value[i] - (double)value[i]) <= bound, "%g stored as %g", (double)value[i], got_value[i]);
@@ -357,7 +359,7 @@ static void check_q8_store(const kernels *k) {
     k->kv_store[LMI_KV_Q8_0](&f.bank, 0, bad, bad);
     read_slot(&f.bank, 0, got, other);
     CHECK(got[0] != got[0] && other[3] != other[3], "a NaN must show");
-    CHECK(got[40] == 0 && other[40] == 0);
+    CHECK(got[40] == 0 && other[40] == 0, "a NaN stays in its block of 32");
     bad[3] = 1e9f;
     k->kv_store[LMI_KV_Q8_0](&f.bank, 0, bad, bad);
     read_slot(&f.bank, 0, got, other);
@@ -384,8 +386,19 @@ static void check_nan_shows(const kernels *k, lmi_kv_type type) {
             m[r] = -INFINITY;
         }
         void *scratch = scratch_for(k, 20, 64);
-        const attend_args a = {.bank = &f.bank, .q = q, .n_rows = 20, .rows_per_token = 1, .first_pos = 40, .newest = 59, .n_slots_used = 64,
-                               .window = 64, .slot1 = 64, .m = m, .z = z, .o = o, .scratch = scratch};
+        const attend_args a = {.bank = &f.bank,
+                               .q = q,
+                               .n_rows = 20,
+                               .rows_per_token = 1,
+                               .first_pos = 40,
+                               .newest = 59,
+                               .n_slots_used = 64,
+                               .window = 64,
+                               .slot1 = 64,
+                               .m = m,
+                               .z = z,
+                               .o = o,
+                               .scratch = scratch};
         k->attend_ring[type](&a);
         for (int r = 0; r < 20; r++) {
             const float seen = o[r * 64 + 10] / z[r];
@@ -406,8 +419,10 @@ int main(void) {
             check_cases(k, TYPES[t]);
             check_nan_shows(k, TYPES[t]);
             const errors *e = &worst[isa][TYPES[t]];
-            fprintf(stderr, "%s %s: output %.1e, log of sum %.1e, by rounding the query %.1e\n", cpu_isa_name((lmi_isa)isa), TYPE_NAMES[TYPES[t]],
-                    e->output, e->log_sum, e->query);
+            const double budget = e->moved / e->of; /* 8 bits would give 1e-5 */
+            CHECK(budget <= (TYPES[t] == LMI_KV_Q8_0 ? 1e-8 : 0.0), "rounding the query: NMSE %g", budget);
+            fprintf(stderr, "%s %s: largest errors: output %.1e, log of sum %.1e; NMSE by rounding the query %.1e\n",
+                    cpu_isa_name((lmi_isa)isa), TYPE_NAMES[TYPES[t]], e->output, e->log_sum, budget);
         }
         check_q8_store(k);
     }

@@ -167,7 +167,7 @@ static void test_every_scale(void) {
         float value;
         quant_find(QUANT_F16)->to_f32(b, &value, 1);
         check_value("F16", value, half_at(b), (int)bits16, 0);
-        CHECK(signbit(value) == (bits16 >= 0x8000), "sign of %04x", bits16);
+        CHECK((signbit(value) != 0) == (bits16 >= 0x8000), "sign of %04x", bits16);
         quant_find(QUANT_BF16)->to_f32(b, &value, 1);
         check_value("BF16", value, slow_value(QUANT_BF16, b, 0), (int)bits16, 0);
     }

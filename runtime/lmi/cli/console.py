@@ -1,7 +1,7 @@
 """Standard output, standard error, progress, colour: what goes where, and what happens when nobody listens.
 
-Standard output carries results only: UTF-8, flushed piece by piece. Everything else goes to standard error, where a terminal gets
-colour and a moving line, and a file gets a line now and then.
+Standard output carries results only: UTF-8, flushed piece by piece. Everything else goes to standard error, where a terminal
+gets colour and a moving line, and a file gets a line now and then.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ class Progress:
     def remaining(self, done: int) -> float | None:
         """Seconds left by the rate until now; None in the first two seconds or where the total is unknown."""
         elapsed = time.monotonic() - self._began
-        if not self._total or elapsed < 2 or not done:
+        if not self._total or elapsed < 2 or not 0 < done < self._total:
             return None
-        return elapsed * max(0, self._total - done) / done
+        return elapsed * (self._total - done) / done
 
     def _text(self, done: int, count: int, elapsed: float, bar: bool = True) -> str:
         parts = [self._label]
@@ -187,7 +187,15 @@ class Progress:
 
 def plain(text: str) -> str:
     """Without characters that an ASCII terminal cannot show."""
-    return text.replace("·", "|").replace("–", "-").replace("█", "#").replace("░", "-").replace("…", "...").encode("ascii", "replace").decode()
+    return (
+        text.replace("·", "|")
+        .replace("–", "-")
+        .replace("█", "#")
+        .replace("░", "-")
+        .replace("…", "...")
+        .encode("ascii", "replace")
+        .decode()
+    )
 
 
 def _is_terminal(stream) -> bool:

@@ -137,7 +137,10 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         console = Console(color=_color(arguments))
-        console.error(f"internal error ({type(e).__name__}: {' '.join(str(e).split())[:300]})", "Please report it; run with --debug for details")
+        console.error(
+            f"internal error ({type(e).__name__}: {' '.join(str(e).split())[:300]})",
+            "Please report it; run with --debug for details",
+        )
         return 1
 
 

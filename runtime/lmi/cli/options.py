@@ -70,7 +70,9 @@ def session_options(function):
         [
             click.option("--window", "-w", type=Window(), help="Last tokens that stay in view. [default: at most 4096]"),
             click.option("--sinks", type=click.IntRange(0), help="First tokens that stay in view. [default: 16]"),
-            click.option("--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Numbers of the context."),
+            click.option(
+                "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Numbers of the context."
+            ),
             click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
         ],
     )

@@ -40,7 +40,9 @@ SAMPLING = {
 
 @click.command(short_help="Read a text of any length and write what follows.")
 @model_argument
-@click.option("-p", "--prompt", "files", multiple=True, metavar="FILE", help="A text file to read; - is standard input. Repeatable.")
+@click.option(
+    "-p", "--prompt", "files", multiple=True, metavar="FILE", help="A text file to read; - is standard input. Repeatable."
+)
 @click.option("--text", "texts", multiple=True, metavar="WORDS", help="Words to read, after the files.")
 @click.option("-a", "--ask", metavar="QUESTION", help="A question, put after the text, where it is in view.")
 @click.option("--system", metavar="WORDS", help="What the model is told about itself; stays in view.")
@@ -60,9 +62,17 @@ SAMPLING = {
 @click.option("--require-fit", is_flag=True, help="Stop with exit code 9 rather than forget anything.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is: no chat template.")
 @click.option("--template", "template_file", metavar="FILE", help="A chat template instead of the model's own.")
-@click.option("--template-arg", "template_args", multiple=True, metavar="NAME=VALUE", help="Handed to the template; VALUE is JSON or a word.")
+@click.option(
+    "--template-arg",
+    "template_args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Handed to the template; VALUE is JSON or a word.",
+)
 @click.option("--special", is_flag=True, help="Recognise control tokens in the text. Not for text of strangers.")
-@click.option("--errors", "on_error", type=click.Choice(["strict", "replace"]), default="strict", help="For bytes that are not UTF-8.")
+@click.option(
+    "--errors", "on_error", type=click.Choice(["strict", "replace"]), default="strict", help="For bytes that are not UTF-8."
+)
 @click.option("--allow-empty", is_flag=True, help="Start from nothing if the prompt is empty.")
 @click.option("--save-state", metavar="FILE", help="Keep what was read of the text (not the question) for --load-state.")
 @click.option("--save-answer", is_flag=True, help="With --save-state: keep the question and the answer too.")
@@ -87,7 +97,8 @@ def run(model, console, **o):
       lmi run model.gguf --prompt book.txt -n 0 --save-state book.state
       lmi run model.gguf --load-state book.state --ask "How does it end?"
 
-    The answer goes to standard output, everything else to standard error. If the model has a chat template it is used, unless --raw.
+    The answer goes to standard output, everything else to standard error. If the model has a chat template it is used, unless
+    --raw.
     """
     if o["as_json"] and o["as_jsonl"]:
         raise click.UsageError("--json and --jsonl exclude each other.")
@@ -150,7 +161,9 @@ class Run:
             if not _is_terminal(sys.stdin):
                 names = ["-"]
             elif not o["ask"] and not o["allow_empty"]:
-                raise click.UsageError("There is nothing to read. Give --prompt FILE, --text WORDS, --ask QUESTION, or pipe a text in.")
+                raise click.UsageError(
+                    "There is nothing to read. Give --prompt FILE, --text WORDS, --ask QUESTION, or pipe a text in."
+                )
         if names.count("-") > 1:
             raise click.UsageError("Standard input can be read only once.")
         if "-" in names and sys.stdin is None:
@@ -191,7 +204,9 @@ class Run:
         }
         try:
             template, how = self._template()
-            return Prompt.build(self.model, documents, template=template, arguments=_arguments(o["template_args"]), **common), how
+            return Prompt.build(
+                self.model, documents, template=template, arguments=_arguments(o["template_args"]), **common
+            ), how
         except errors.TemplateError as e:
             if o["template_file"]:
                 raise
@@ -235,19 +250,21 @@ class Run:
             self.console.warn(text, "A shorter --system, or more with --sinks")
 
     def _print_plan(self, plan, prompt: Prompt, how: str) -> None:
-        names = [d.name if isinstance(d, TextFile) else "--text" for d in prompt.documents] or ["--ask" if prompt.ask else "nothing"]
+        names = [d.name if isinstance(d, TextFile) else "--text" for d in prompt.documents] or [
+            "--ask" if prompt.ask else "nothing"
+        ]
         what = names[0] if len(names) == 1 else f"{len(names)} texts"
         if prompt.documents and prompt.size is not None:
             what += f", {human_bytes(prompt.size)}"
         for line in plan_lines(self.model, plan, prompt=what, template=how):
             self.console.note(line)
         self.console.detail("sampling  " + ", ".join(f"{k} {v}" for k, v in self.sampling.as_dict().items()))
-        if not plan.weights_fit:
-            self.console.warn(
-                f"weights of {human_bytes(plan.weight_bytes)} do not fit beside the rest in {human_bytes(plan.available_bytes)} free: "
-                "they will be read from disk again and again",
-                "Take a smaller quant, or close other programs",
+        if plan.fits and not plan.weights_fit:
+            weights, free = human_bytes(plan.weight_bytes), human_bytes(plan.available_bytes)
+            text = (
+                f"weights of {weights} do not fit beside the rest in {free} free: they will be read from disk again and again"
             )
+            self.console.warn(text, "Take a smaller quant, or close other programs")
 
     # ---- the work ----
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM. The first stops the run in good order, the second ends the process.
 
-A native call keeps Python's own handlers waiting, so a small thread listens to the wake-up pipe that the interpreter's C handler
-writes to, and cancels the session from there: the library looks at that flag between any two layers.
+A native call keeps Python's own handlers waiting, so a small thread listens to the wake-up pipe that the interpreter's C
+handler writes to, and cancels the session from there: the library looks at that flag between any two layers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Interrupts:
     """`with Interrupts() as stop:` in the main thread. `stop.number` is the signal that came, or None.
 
     Where nothing has to be finished the first signal raises Interrupted. Inside `with stop.gently(session):` it cancels the
-    session instead, which then raises lmi.Cancelled; while standard input is waited for, `with stop.waiting():` lets it raise again.
+    session instead, which then raises lmi.Cancelled; while standard input is waited for, `with stop.waiting():` lets it raise
+    again.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -98,7 +99,7 @@ class Interrupts:
 
     @contextmanager
     def waiting(self):
-        """Within, a signal raises Interrupted although the run is to be ended gently: what waits for input cannot be cancelled."""
+        """Within, a signal raises Interrupted although the run is to be ended gently: waiting for input cannot be cancelled."""
         before, self._gentle = self._gentle, 0
         try:
             if self.number is not None:

@@ -1,0 +1,64 @@
+/* The files that mutations start from: whole models of one layer, several quant types, both vocabularies; and one file that
+ * is all metadata. */
+#ifndef LMI_FUZZ_SEEDS_H
+#define LMI_FUZZ_SEEDS_H
+
+#include "../native/gguf_builder.h"
+
+typedef struct seed {
+    const char *name;
+    builder file;
+} seed;
+
+enum { N_SEEDS = 12 };
+
+static inline void build_metadata(builder *b) {
+    build_begin(b, 2);
+    build_string(b, "general.architecture", "llama");
+    build_u32(b, "general.alignment", 64);
+    b->alignment = 64;
+    for (uint32_t type = 0; type <= 12; type++) {
+        char name[32];
+        const uint8_t value[24] = {1};
+        static const uint8_t sizes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 0, 8, 8, 8};
+        snprintf(name, sizeof name, "a.%s", gguf_type_name((gguf_type)type));
+        if (type != GGUF_ARRAY) {
+            build_key(b, name, type);
+            build_put(b, type == GGUF_STRING ? value + 8 : value, sizes[type]);
+            snprintf(name, sizeof name, "b.%s", gguf_type_name((gguf_type)type));
+            build_array(b, name, type, 1);
+            build_put(b, type == GGUF_STRING ? value + 8 : value, sizes[type]);
+        }
+    }
+    build_tensor(b, "x.weight", QUANT_Q4_K, 3, (int64_t[]){256, 2, 2});
+    build_tensor(b, "y.weight", QUANT_F32, 1, (int64_t[]){7});
+    build_tensor(b, "z.weight", QUANT_MXFP4, 2, (int64_t[]){64, 3});
+    build_data(b);
+}
+
+static inline void build_seeds(seed seeds[N_SEEDS]) {
+    static const struct {
+        const char *name;
+        quant_type type;
+        build_vocab vocab;
+    } models[N_SEEDS - 1] = {
+        {"f32-spm", QUANT_F32, BUILD_SPM},   {"f16-bpe", QUANT_F16, BUILD_BPE},       {"bf16-spm", QUANT_BF16, BUILD_SPM},
+        {"q8_0-spm", QUANT_Q8_0, BUILD_SPM}, {"q8_0-bpe", QUANT_Q8_0, BUILD_BPE},     {"q4_0-spm", QUANT_Q4_0, BUILD_SPM},
+        {"q4_1-bpe", QUANT_Q4_1, BUILD_BPE}, {"q5_0-spm", QUANT_Q5_0, BUILD_SPM},     {"q5_1-bpe", QUANT_Q5_1, BUILD_BPE},
+        {"q4_K-spm", QUANT_Q4_K, BUILD_SPM}, {"iq4_nl-bpe", QUANT_IQ4_NL, BUILD_BPE},
+    };
+    for (int i = 0; i < N_SEEDS - 1; i++) {
+        seeds[i] = (seed){.name = models[i].name};
+        build_llama(&seeds[i].file, models[i].type, models[i].vocab);
+    }
+    seeds[N_SEEDS - 1] = (seed){.name = "metadata"};
+    build_metadata(&seeds[N_SEEDS - 1].file);
+}
+
+static inline void free_seeds(seed seeds[N_SEEDS]) {
+    for (int i = 0; i < N_SEEDS; i++) {
+        build_free(&seeds[i].file);
+    }
+}
+
+#endif

@@ -1,0 +1,149 @@
+"""Λ attention of one layer in float64, every pair (query, key) with its distance written out, O(n²).
+
+For a query at p and a key at j, n = p - j:
+  0 <= n < L             seen at its true distance n
+  n >= L and j < G       seen at distance L (ceiling: LM-Infinite, arXiv 2308.16137, section 4)
+                         or at min(p, L + G - 1) - j (contiguous: StreamingLLM, arXiv 2309.17453, as one formula)
+  otherwise              not seen: weight exactly 0
+A logit is scale * <R(distance) q, k>, so no angle here is ever large, whatever the absolute positions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+ADJACENT, HALVES = 0, 1  # as in kernels.h
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The first 2 * len(omega) values of a head turn; omega in radians a token."""
+
+    omega: np.ndarray
+    pairing: int = ADJACENT
+    magnitude: float = 1.0
+
+    @property
+    def n_rot(self) -> int:
+        return 2 * len(self.omega)
+
+
+def frequencies(
+    n_rot: int,
+    theta: float = 10000.0,
+    factors: np.ndarray | None = None,
+    scaling: str | None = None,
+    factor: float = 1.0,
+    original_context: float = 4096.0,
+    attention_factor: float = 1.0,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> tuple[np.ndarray, float]:
+    """Radians a token [n_rot / 2] and the factor on cos and sin, from float32-rounded inverse frequencies as published models
+    compute them, the rest in float64."""
+    exponent = np.arange(0, n_rot, 2, dtype=np.float32) / np.float32(n_rot)
+    power = (float(theta) ** exponent.astype(np.float64)).astype(np.float32)
+    omega = (np.float32(1.0) / power).astype(np.float64)
+    if factors is not None:
+        omega = omega / factors
+    if scaling == "linear":
+        omega = omega / factor
+    if scaling != "yarn":
+        return omega, 1.0
+
+    def pair_that_turns(times: float) -> float:
+        return n_rot * math.log(original_context / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), n_rot - 1)
+    ramp = np.clip((np.arange(n_rot // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return omega * (1.0 - ramp) + omega / factor * ramp, attention_factor * (0.1 * math.log(factor) + 1.0)
+
+
+def to_pairs(x: np.ndarray, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
+    """x [..., d] -> the turning pairs as complex numbers [..., n_rot / 2], and the rest [..., d - n_rot]."""
+    turning = x[..., : rope.n_rot]
+    if rope.pairing == ADJACENT:
+        a, b = turning[..., 0::2], turning[..., 1::2]
+    else:
+        a, b = turning[..., : rope.n_rot // 2], turning[..., rope.n_rot // 2 :]
+    return a + 1j * b, x[..., rope.n_rot :]
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, rope: Rope) -> np.ndarray:
+    """x [T, ..., d] turned by positions [T]. For positions that are small enough for float64."""
+    pairs, rest = to_pairs(np.asarray(x, np.float64), rope)
+    angle = np.asarray(positions, np.float64).reshape(-1, *[1] * (x.ndim - 1)) * rope.omega
+    pairs = pairs * np.exp(1j * angle) * rope.magnitude
+    if rope.pairing == ADJACENT:
+        turned = np.stack([pairs.real, pairs.imag], axis=-1).reshape(*pairs.shape[:-1], rope.n_rot)
+    else:
+        turned = np.concatenate([pairs.real, pairs.imag], axis=-1)
+    return np.concatenate([turned, rest], axis=-1)
+
+
+def distances(n_tokens: int, window: int, sinks: int, placement: str) -> np.ndarray:
+    """[p, j]: at which distance p sees j, or -1."""
+    out = np.full((n_tokens, n_tokens), -1, np.int64)
+    for p in range(n_tokens):
+        for j in range(p + 1):
+            n = p - j
+            if n < window:
+                out[p, j] = n
+            elif j < sinks:
+                out[p, j] = window if placement == "ceiling" else min(p, window + sinks - 1) - j
+    return out
+
+
+def attend_at(q, k, v, rope: Rope, distance: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """q [T, H, d], k, v [T, H_kv, d], none turned; distance [T, T] -> [T, H, d]. Query head h uses kv head h // (H / H_kv)."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    n_tokens, n_heads, d = q.shape
+    group = n_heads // k.shape[1]
+    scale = 1.0 / math.sqrt(d) if scale is None else scale
+    turn = np.exp(1j * distance[..., None] * rope.omega) * rope.magnitude**2  # [p, j, pair]
+    seen = distance >= 0
+    out = np.zeros_like(q)
+    for h in range(n_heads):
+        q_pairs, q_rest = to_pairs(q[:, h], rope)
+        k_pairs, k_rest = to_pairs(k[:, h // group], rope)
+        logits = np.einsum("pi,pji,ji->pj", q_pairs, turn, k_pairs.conj()).real + q_rest @ k_rest.T
+        logits = np.where(seen, logits * scale, -np.inf)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, h // group]
+    return out
+
+
+def attend(q, k, v, rope: Rope, window: int, sinks: int, placement: str = "ceiling") -> np.ndarray:
+    """Λ attention of a whole text."""
+    return attend_at(q, k, v, rope, distances(len(q), window, sinks, placement))
+
+
+def attend_all(q, k, v, rope: Rope) -> np.ndarray:
+    """Ordinary causal attention."""
+    n = np.arange(len(q))
+    return attend_at(q, k, v, rope, np.where(n[:, None] >= n, n[:, None] - n, -1))
+
+
+def streaming(q, k, v, rope: Rope, start_size: int, recent_size: int) -> np.ndarray:
+    """StreamingLLM as its authors run it, token by token: the cache holds unturned keys; each step appends the token, turns every
+    key by its place in the cache and the query by the last place, attends to all, and then evicts what lies between the first
+    start_size and the last recent_size entries. (So a query sees start_size + recent_size entries and itself.)"""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    n_tokens, n_heads, d = q.shape
+    group = n_heads // k.shape[1]
+    cache: list[int] = []
+    out = np.zeros_like(q)
+    for t in range(n_tokens):
+        cache.append(t)
+        places = np.arange(len(cache))
+        keys = np.repeat(rotate(k[cache], places, rope), group, axis=1)
+        values = np.repeat(v[cache], group, axis=1)
+        query = rotate(q[t : t + 1], places[-1:], rope)[0]
+        logits = np.einsum("hd,shd->hs", query, keys) / math.sqrt(d)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        out[t] = np.einsum("hs,shd->hd", weights / weights.sum(axis=1, keepdims=True), values)
+        if len(cache) > start_size + recent_size:
+            cache = cache[:start_size] + cache[len(cache) - recent_size :]
+    return out
