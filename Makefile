@@ -7,10 +7,11 @@ BIN    := $(VENV)/bin
 CMAKE  := $(shell command -v cmake || echo $(CURDIR)/$(BIN)/cmake)
 JOBS   := $(shell nproc 2>/dev/null || echo 2)
 MODEL  := models/lmi-tiny/lmi-tiny.gguf
-TEXT   := $(firstword $(wildcard models/texts/*.txt))
+TEXT   := models/texts/santa-claus-youth.txt
+C_FILES := find native tests -name '*.[ch]' -not -name '*_tables.h'
 HOUSE  := $(shell find native runtime -name '*.[ch]' -o -name '*.py' -o -name CMakeLists.txt 2>/dev/null) pyproject.toml
 
-.PHONY: run test lint build native-test sanitize python-test aarch64 wheel bench bench-peers fuzz clean
+.PHONY: run test lint format build native-test sanitize python-test aarch64 wheel bench bench-peers fuzz clean
 
 run: $(VENV)/.installed
 	$(BIN)/lmi run $(MODEL) --prompt $(TEXT) -n 200
@@ -76,7 +77,10 @@ python-test: build $(VENV)/.test-tools
 lint: $(VENV)/.test-tools
 	$(BIN)/ruff check .
 	$(BIN)/python tests/lint_includes.py
-	find native tests -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(C_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.test-tools
+	$(C_FILES) | xargs $(BIN)/clang-format -i
 
 wheel: $(BIN)/python
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

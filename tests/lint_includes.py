@@ -51,10 +51,9 @@ def strip_c(text: str) -> str:
     return pattern.sub(lambda match: re.sub(r"[^\n]", " ", match.group()), text)
 
 
-def check_c(path: Path) -> list[str]:
-    name = path.relative_to(ROOT).as_posix()
+def check_c(name: str, text: str) -> list[str]:
+    """Problems of native/room/file, a line each."""
     room = name.split("/")[1]
-    text = path.read_text()
     problems = []
 
     def report(offset: int, what: str) -> None:
@@ -82,9 +81,9 @@ def check_c(path: Path) -> list[str]:
     return problems
 
 
-def check_python(path: Path) -> list[str]:
-    name = path.relative_to(ROOT).as_posix()
-    tree = ast.parse(path.read_text(), name)
+def check_python(name: str, text: str) -> list[str]:
+    """Problems of runtime/lmi/file.py, a line each."""
+    tree = ast.parse(text, name)
     problems = []
     in_cli = name.startswith(("runtime/lmi/cli/", "runtime/lmi/server/"))
     for node in ast.walk(tree):
@@ -111,11 +110,12 @@ def main() -> int:
     problems = []
     c_files = sorted(path for path in (ROOT / "native").rglob("*") if path.suffix in {".c", ".h"})
     for path in c_files:
-        if path.relative_to(ROOT).as_posix() != "native/include/lmi.h":
-            problems += check_c(path)
+        name = path.relative_to(ROOT).as_posix()
+        if name != "native/include/lmi.h":
+            problems += check_c(name, path.read_text())
     python_files = sorted((ROOT / "runtime").rglob("*.py"))
     for path in python_files:
-        problems += check_python(path)
+        problems += check_python(path.relative_to(ROOT).as_posix(), path.read_text())
     n_all = 0
     for folder in ("native", "runtime", "tests", "convert", "models"):
         for path in sorted((ROOT / folder).rglob("*")):

@@ -5,7 +5,8 @@
 Stages go from short windows with many exercises to windows of 512 with few: attention that looks things up
 forms far sooner where the thing is near and the loss is full of it. The learning rate warms up, stays, and
 falls to zero over the last part (--decay) of the tokens. --finish N begins the fall where a stopped run
-stands and ends after N more tokens; the log records it, and --tokens/--decay repeat it from scratch.
+stands (or goes on with one already begun, faster or slower) and ends after N more tokens; the log records
+it, and --tokens/--decay repeat it from scratch.
 """
 import argparse
 import json
@@ -32,9 +33,9 @@ def stage(tokens):
     return next(s for s in STAGES if tokens < s[3])
 
 
-def rate(tokens, step, total, decay):
-    """Factor on the learning rates: warm-up over 100 steps, flat, then linear to zero at `total`."""
-    return min(1.0, (step + 1) / 100, max(0.0, (total - tokens) / decay))
+def rate(tokens, step, total, decay, peak):
+    """Factor on the learning rates: warm-up over 100 steps, flat, then linear from `peak` to zero at `total`."""
+    return min(1.0, (step + 1) / 100, peak * max(0.0, (total - tokens) / decay))
 
 
 def optimizers(model):
@@ -83,16 +84,18 @@ def work(rank, a):
     team = Team(model, rank, a.processes, a.work.resolve())
     opts = optimizers(model)
     bases = [g["lr"] for o in opts for g in o.param_groups]
-    state = {"step": 0, "tokens": 0, "position": 0, "seconds": 0.0, "total": a.tokens, "decay": a.decay}
+    state = {"step": 0, "tokens": 0, "position": 0, "seconds": 0.0, "total": a.tokens, "decay": a.decay,
+             "peak": 1.0}
     last = a.work / "last.pt"
     if last.exists():
         saved = torch.load(last, weights_only=True)
         model.load_state_dict(saved["model"])
         for o, s in zip(opts, saved["optimizers"]):
             o.load_state_dict(s)
-        state = saved["state"]
+        state |= saved["state"]
     if a.finish:
-        state.update(total=state["tokens"] + a.finish, decay=a.finish)
+        now = rate(state["tokens"], state["step"], state["total"], state["decay"], state["peak"])
+        state.update(total=state["tokens"] + a.finish, decay=a.finish, peak=now)
     log = open(a.work / "log.jsonl" if rank == 0 else os.devnull, "a", buffering=1)
     log.write(json.dumps({"begin": state}) + "\n")
     stop = []
@@ -117,7 +120,7 @@ def work(rank, a):
         recall = int(count * share + rng.random())
         ids, targets, weights, state["position"] = data.batch(
             exercises, rng, size, count, recall, state["position"])
-        factor = rate(state["tokens"], state["step"], state["total"], state["decay"])
+        factor = rate(state["tokens"], state["step"], state["total"], state["decay"], state["peak"])
         for g, base in base_rates:
             g["lr"] = base * factor
         team.flat.zero_()

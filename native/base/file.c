@@ -350,6 +350,8 @@ static lmi_status fail_write(file_writer *writer, int code, lmi_error *error) {
         remedy(error, "Choose a folder that this user can write to.");
     } else if (code == ENOENT || code == ENOTDIR) {
         remedy(error, "Make the folder first, with mkdir -p.");
+    } else if (code == ENAMETOOLONG) {
+        remedy(error, "Use a shorter name: while it is written, the file has 30 characters more.");
     }
     return LMI_IO;
 }

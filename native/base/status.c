@@ -5,9 +5,32 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Bytes of the UTF-8 sequence at `text` (RFC 3629), 0 if it is not one. The NUL at the end of the text ends a sequence too. */
+static int utf8_length(const unsigned char *text) {
+    const unsigned char a = text[0], b = a < 0x80 ? 0 : text[1];
+    const int n = a < 0x80 ? 1 : a >= 0xc2 && a < 0xe0 ? 2 : a >= 0xe0 && a < 0xf0 ? 3 : a >= 0xf0 && a < 0xf5 ? 4 : 0;
+    if ((a == 0xe0 && b < 0xa0) || (a == 0xed && b > 0x9f) || (a == 0xf0 && b < 0x90) || (a == 0xf4 && b > 0x8f)) {
+        return 0;
+    }
+    for (int i = 1; i < n; i++) {
+        if ((text[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    return n;
+}
+
+/* Names and paths in messages may hold any bytes: what comes out is one line of UTF-8 that moves no terminal. */
 static void write_message(char *text, size_t size, const char *format, va_list arguments) {
     if (vsnprintf(text, size, format, arguments) < 0) {
         text[0] = '\0';
+    }
+    for (unsigned char *at = (unsigned char *)text; *at != '\0';) {
+        const int n = utf8_length(at);
+        if (n == 0 || *at < 0x20 || *at == 0x7f) {
+            *at = '?';
+        }
+        at += n == 0 ? 1 : n;
     }
 }
 

@@ -18,6 +18,7 @@
 #ifndef LMI_KERNELS_ATTENTION_SIMD_H
 #define LMI_KERNELS_ATTENTION_SIMD_H
 
+#include <float.h>
 #include <string.h>
 
 #include "kernels/attention.h"
@@ -243,59 +244,85 @@ static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const
 
 /* ---- softmax ---------------------------------------------------------------------------------------------------------- */
 
-/* Logits of a block become weights; m and z move on. Returns by how much what was gathered so far fades. */
-INLINE float fold_block(float *logits, uint64_t seen, float *m, float *z) {
-    enum { VECTORS = BLOCK_SLOTS / LANES };
-    vf x[VECTORS];
-    vf largest = vf_all(-INFINITY);
+enum { BLOCK_VECTORS = BLOCK_SLOTS / LANES };
+
+/* A vector of a row's logits, -inf where a slot is not seen. */
+INLINE vf logit_vector(const float *logits, uint64_t seen, int v) {
+    const vf x = vf_load(logits + v * LANES);
+    return seen == ~(uint64_t)0 ? x : vf_only((uint32_t)(seen >> (v * LANES)), x);
+}
+
+/* Logits [n][64] of a block become weights; m and z [n] move on, and what was gathered so far is to fade by `fade` [n]. */
+static void fold_block(int64_t n, float *logits, const uint64_t *seen, float *m, float *z, float *fade) {
+    for (int64_t r0 = 0; r0 < n; r0 += LANES) {
+        const int64_t rows = min_of(LANES, n - r0);
+        const size_t bytes = (size_t)rows * sizeof(float);
+        float old[LANES] = {0}, top[LANES] = {0}, base[LANES], sum[LANES] = {0}, total[LANES] = {0};
+        for (int64_t r = 0; r < rows; r++) {
+            const uint64_t bits = seen[r0 + r];
+            vf largest = vf_all(-INFINITY);
+            if (bits != 0) {
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; v++) {
-        x[v] = vf_load(logits + v * LANES);
-        if (seen != ~(uint64_t)0) {
-            x[v] = vf_only((uint32_t)(seen >> (v * LANES)), x[v]);
+                for (int v = 0; v < BLOCK_VECTORS; v++) {
+                    largest = vf_max(logit_vector(logits + (r0 + r) * BLOCK_SLOTS, bits, v), largest);
+                }
+            }
+            top[r] = vf_largest(largest);
         }
-        largest = vf_max(x[v], largest);
-    }
-    const float block_largest = vf_largest(largest), old = *m;
-    const float top = block_largest > old ? block_largest : old;
-    const vf base = vf_all(top == -INFINITY ? 0.0f : top); /* -inf - -inf is no number */
-    vf total = vf_all(0.0f);
+        memcpy(old, m + r0, bytes);
+        memcpy(total, z + r0, bytes);
+        /* -inf - -inf is no number: a row that has seen nothing subtracts the least float instead. */
+        const vf tops = vf_max(vf_load(top), vf_load(old)), bases = vf_max(tops, vf_all(-FLT_MAX));
+        const vf fades = vf_exp(vf_load(old) - bases);
+        vf_store(base, bases);
+        for (int64_t r = 0; r < rows; r++) {
+            const uint64_t bits = seen[r0 + r];
+            float *row = logits + (r0 + r) * BLOCK_SLOTS;
+            if (bits != 0) {
+                vf added = vf_all(0.0f);
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; v++) {
-        x[v] = vf_exp(x[v] - base);
-        vf_store(logits + v * LANES, x[v]);
-        total += x[v];
+                for (int v = 0; v < BLOCK_VECTORS; v++) {
+                    const vf weight = vf_exp(logit_vector(row, bits, v) - vf_all(base[r]));
+                    vf_store(row + v * LANES, weight);
+                    added += weight;
+                }
+                sum[r] = vf_sum(added);
+            }
+        }
+        vf_store(top, tops);
+        vf_store(old, fades);
+        vf_store(total, vf_load(total) * fades + vf_load(sum));
+        memcpy(m + r0, top, bytes);
+        memcpy(fade + r0, old, bytes);
+        memcpy(z + r0, total, bytes);
     }
-    *m = top;
-    const float fade = old == top ? 1.0f : exp_f32(old - top);
-    *z = *z * fade + vf_sum(total);
-    return fade;
 }
 
 /* ---- values ----------------------------------------------------------------------------------------------------------- */
 
-INLINE vf value_vector(lmi_kv_type type, const void *values, int64_t index, const float *scale) {
+INLINE vf value_vector(lmi_kv_type type, const void *values, int64_t index, const float *scales) {
     if (type == LMI_KV_F32) {
         return vf_load((const float *)values + index);
     }
     if (type == LMI_KV_F16) {
         return vf_from_f16((const uint16_t *)values + index);
     }
-    return vf_from_int8((const int8_t *)values + index) * vf_all(*scale);
+    return vf_from_int8((const int8_t *)values + index) * vf_all(scales[index / 32]);
 }
 
-/* o[row][column ..] = o * fade + the weighted values of the block, for `vectors` vectors of columns. `all` are the slots that
- * every row sees, `any` those that some row sees: slots are added in ascending order either way. */
+/* o = o * fade + the weighted values of the block, for `vectors` vectors of columns; o [rows] lie d apart, the value of slot s is
+ * at index s * stride + at. `all` are the slots that every row sees, `any` those that some row sees: slots are added in ascending
+ * order either way. */
 INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
-                       uint64_t all, uint64_t any, const void *values, const float *scales, int64_t d, int64_t column,
-                       float *o) {
+                       uint64_t all, uint64_t any, const void *values, int64_t stride, int64_t at, const float *scales,
+                       int64_t d, float *o) {
     enum { MOST = 4 };
     vf sum[GROUP][MOST];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
-            sum[r][v] = vf_load(o + r * d + column + v * LANES) * vf_all(fade[r]);
+            sum[r][v] = vf_load(o + r * d + v * LANES) * vf_all(fade[r]);
         }
     }
     while (any != 0) {
@@ -309,8 +336,7 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
                 vf value[MOST];
 #pragma GCC unroll 16
                 for (int v = 0; v < vectors; v++) {
-                    const int64_t at = column + v * LANES;
-                    value[v] = value_vector(type, values, s * d + at, scales + (s * d + at) / 32);
+                    value[v] = value_vector(type, values, s * stride + at + v * LANES, scales);
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < rows; r++) {
@@ -325,8 +351,7 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
             vf value[MOST];
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++) {
-                const int64_t at = column + v * LANES;
-                value[v] = value_vector(type, values, first * d + at, scales + (first * d + at) / 32);
+                value[v] = value_vector(type, values, first * stride + at + v * LANES, scales);
             }
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
@@ -345,33 +370,31 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
-            vf_store(o + r * d + column + v * LANES, sum[r][v]);
+            vf_store(o + r * d + v * LANES, sum[r][v]);
         }
     }
 }
 
-/* Columns that fill no vector. */
-static void add_values_tail(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
-                            const void *values, int64_t d, int64_t column, float *o) {
+/* One column, where the rest fills no vector. */
+static void add_value(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
+                      const void *values, int64_t stride, int64_t at, int64_t d, float *o) {
     for (int r = 0; r < rows; r++) {
-        for (int64_t i = column; i < d; i++) {
-            float sum = o[r * d + i] * fade[r];
-            for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
-                if (seen[r] >> s & 1) {
-                    const int64_t at = s * d + i;
-                    const float value =
-                        type == LMI_KV_F32 ? ((const float *)values)[at] : f16_to_f32(((const uint16_t *)values)[at]);
-                    sum = fmaf(weights[r * BLOCK_SLOTS + s], value, sum);
-                }
+        float sum = o[r * d] * fade[r];
+        for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
+            if (seen[r] >> s & 1) {
+                const int64_t i = s * stride + at;
+                const float value = type == LMI_KV_F32 ? ((const float *)values)[i] : f16_to_f32(((const uint16_t *)values)[i]);
+                sum = fmaf(weights[r * BLOCK_SLOTS + s], value, sum);
             }
-            o[r * d + i] = sum;
         }
+        o[r * d] = sum;
     }
 }
 
-INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
+/* All columns, from the bank's rows of values or from the panels of widen_values. */
+INLINE void group_values(int rows, lmi_kv_type type, bool panels, const float *weights, const float *fade, const uint64_t *seen,
                          const void *values, const float *scales, int64_t d, float *o) {
-    const int wide = rows * 4 <= ACCUMULATORS ? 4 : 2;
+    const int wide = rows * 4 <= ACCUMULATORS && !panels ? 4 : 2;
     uint64_t all = ~(uint64_t)0, any = 0;
     for (int r = 0; r < rows; r++) {
         all &= seen[r];
@@ -379,53 +402,94 @@ INLINE void group_values(int rows, lmi_kv_type type, const float *weights, const
     }
     int64_t i = 0;
     for (; i + wide * LANES <= d; i += wide * LANES) {
-        add_values(rows, wide, type, weights, fade, seen, all, any, values, scales, d, i, o);
+        const int64_t stride = panels ? wide * LANES : d, at = panels ? i * BLOCK_SLOTS : i;
+        add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, at, scales, d, o + i);
     }
+    const int64_t stride = panels ? d - i : d, rest = panels ? i * BLOCK_SLOTS - i : 0;
     for (; i + LANES <= d; i += LANES) {
-        add_values(rows, 1, type, weights, fade, seen, all, any, values, scales, d, i, o);
+        add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, rest + i, scales, d, o + i);
     }
-    if (i < d) {
-        add_values_tail(rows, type, weights, fade, seen, values, d, i, o);
+    for (; i < d; i++) {
+        add_value(rows, type, weights, fade, seen, values, stride, rest + i, d, o + i);
     }
 }
 
-INLINE void group_values_of(lmi_kv_type type, int rows, const float *weights, const float *fade, const uint64_t *seen,
-                            const void *values, const float *scales, int64_t d, float *o) {
-#define DO(n) group_values(n, type, weights, fade, seen, values, scales, d, o)
+INLINE void group_values_of(lmi_kv_type type, bool panels, int rows, const float *weights, const float *fade,
+                            const uint64_t *seen, const void *values, const float *scales, int64_t d, float *o) {
+#define DO(n) group_values(n, type, panels, weights, fade, seen, values, scales, d, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
+static void group_values_panels(int rows, const float *weights, const float *fade, const uint64_t *seen, const workspace *w,
+                                int64_t d, float *o) {
+    group_values_of(LMI_KV_F32, true, rows, weights, fade, seen, w->values, NULL, d, o);
+}
+
 static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                              int64_t d, float *o) {
-    group_values_of(LMI_KV_F32, rows, weights, fade, seen, values, NULL, d, o);
+    group_values_of(LMI_KV_F32, false, rows, weights, fade, seen, values, NULL, d, o);
 }
 
 static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                              int64_t d, float *o) {
-    group_values_of(LMI_KV_F16, rows, weights, fade, seen, values, NULL, d, o);
+    group_values_of(LMI_KV_F16, false, rows, weights, fade, seen, values, NULL, d, o);
 }
 
 static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                               const float *scales, int64_t d, float *o) {
-    group_values_of(LMI_KV_Q8_0, rows, weights, fade, seen, values, scales, d, o);
+    group_values_of(LMI_KV_Q8_0, false, rows, weights, fade, seen, values, scales, d, o);
 }
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------------- */
 
-/* Widens the tiles from .. to of a block, so that every group of rows reads floats. Exact but for Q8_0 values, which are rounded
- * once when multiplied by their scale, as they are when read directly. */
+/* With more rows than one group, tiles from .. to of a block are widened to float once for all of them. Exact, but for Q8_0
+ * values, which are rounded when multiplied by their scale, as they are when read from the bank. */
+static void widen_keys(const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
+    const int64_t d = bank->head_dim;
+    for (int64_t i = from * KV_TILE * d; i < to * KV_TILE * d; i += LANES) {
+        vf_store(w->keys + i, vf_from_f16((const uint16_t *)bank->keys + block * d + i));
+    }
+}
+
+static float value_at(const kv_bank *bank, const float *scales, int64_t first, int64_t i) {
+    return bank->type == LMI_KV_F32   ? ((const float *)bank->values)[first + i]
+           : bank->type == LMI_KV_F16 ? f16_to_f32(((const uint16_t *)bank->values)[first + i])
+                                      : (float)((const int8_t *)bank->values)[first + i] * scales[i / 32];
+}
+
+/* Into panels of two vectors of columns, [d / (2 LANES)][64][2 LANES], the last one as narrow as the rest: what a pass of
+ * add_values reads lies together, whatever d is (rows that are a power of two apart would share few sets of the cache). */
+INLINE void widen_values(lmi_kv_type type, const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
+    const int64_t d = bank->head_dim, first = block * d;
+    const void *values = (const char *)bank->values + (size_t)first * kv_value_bytes(type);
+    for (int64_t column = 0; column < d; column += 2 * LANES) {
+        const int64_t width = min_of(2 * LANES, d - column);
+        float *panel = w->values + column * BLOCK_SLOTS;
+        for (int64_t s = from * KV_TILE; s < to * KV_TILE; s++) {
+            int64_t i = 0;
+            for (; i + LANES <= width; i += LANES) {
+                vf_store(panel + s * width + i, value_vector(type, values, s * d + column + i, w->scales));
+            }
+            for (; i < width; i++) {
+                panel[s * width + i] = value_at(bank, w->scales, first, s * d + column + i);
+            }
+        }
+    }
+}
+
 static void widen_block(const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
-    const int64_t d = bank->head_dim, first = block * d, begin = from * KV_TILE * d, end = to * KV_TILE * d;
-    if (bank->type == LMI_KV_F16) {
-        for (int64_t i = begin; i < end; i += LANES) {
-            vf_store(w->keys + i, vf_from_f16((const uint16_t *)bank->keys + first + i));
-            vf_store(w->values + i, vf_from_f16((const uint16_t *)bank->values + first + i));
-        }
-    } else if (bank->type == LMI_KV_Q8_0) {
-        for (int64_t i = begin; i < end; i += LANES) {
-            vf_store(w->values + i, vf_from_int8((const int8_t *)bank->values + first + i) * vf_all(w->scales[i / 32]));
-        }
+    switch (bank->type) {
+    case LMI_KV_F32:
+        widen_values(LMI_KV_F32, bank, w, block, from, to);
+        break;
+    case LMI_KV_F16:
+        widen_keys(bank, w, block, from, to);
+        widen_values(LMI_KV_F16, bank, w, block, from, to);
+        break;
+    case LMI_KV_Q8_0:
+        widen_values(LMI_KV_Q8_0, bank, w, block, from, to);
+        break;
     }
 }
 
@@ -440,41 +504,34 @@ static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block,
 static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t row0, int64_t n, bool widened) {
     const kv_bank *bank = args->bank;
     const int64_t d = bank->head_dim;
-    uint64_t seen[PANEL];
+    uint64_t seen[PANEL], any[PANEL / GROUP];
     float fade[PANEL];
-    uint64_t any[PANEL / GROUP];
     for (int64_t r = 0; r < n; r++) {
         seen[r] = seen_in_block(&w->views[(row0 + r) / args->rows_per_token], block);
         any[r / GROUP] = (r % GROUP == 0 ? 0 : any[r / GROUP]) | seen[r];
     }
-    const void *keys = widened ? w->keys : NULL, *values = w->values;
-    if (!widened || bank->type == LMI_KV_F32) {
-        keys = (const char *)bank->keys + (size_t)(block * d) * kv_value_bytes(bank->type);
-        values = (const char *)bank->values + (size_t)(block * d) * kv_value_bytes(bank->type);
-    }
+    const size_t offset = (size_t)(block * d) * kv_value_bytes(bank->type);
+    const bool float_keys = bank->type == LMI_KV_F32 || (bank->type == LMI_KV_F16 && widened);
+    const void *keys = bank->type == LMI_KV_F16 && widened ? (const void *)w->keys : (const char *)bank->keys + offset;
+    const void *values = (const char *)bank->values + offset;
     for (int64_t r = 0; r < n; r += GROUP) {
         const uint64_t bits = any[r / GROUP];
         if (bits == 0) {
             continue;
         }
-        const int rows = (int)min_of(GROUP, n - r), from = __builtin_ctzll(bits) / KV_TILE,
-                  to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+        const int rows = (int)min_of(GROUP, n - r);
+        const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
         const int64_t group = (row0 + r) / GROUP;
         float *logits = w->logits + r * BLOCK_SLOTS;
-        if (bank->type == LMI_KV_Q8_0) {
-            group_logits_q8_0(rows, w, group, bank, block, from, to, logits);
-        } else if (bank->type == LMI_KV_F32 || widened) {
+        if (float_keys) {
             group_logits_f32(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
-        } else {
+        } else if (bank->type == LMI_KV_F16) {
             group_logits_f16(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
+        } else {
+            group_logits_q8_0(rows, w, group, bank, block, from, to, logits);
         }
     }
-    for (int64_t r = 0; r < n; r++) {
-        fade[r] = 1.0f;
-        if (seen[r] != 0) {
-            fade[r] = fold_block(w->logits + r * BLOCK_SLOTS, seen[r], &args->m[row0 + r], &args->z[row0 + r]);
-        }
-    }
+    fold_block(n, w->logits, seen, args->m + row0, args->z + row0, fade);
     for (int64_t r = 0; r < n; r += GROUP) {
         if (any[r / GROUP] == 0) {
             continue;
@@ -482,7 +539,9 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
         const int rows = (int)min_of(GROUP, n - r);
         const float *weights = w->logits + r * BLOCK_SLOTS;
         float *o = args->o + (row0 + r) * d;
-        if (bank->type == LMI_KV_F32 || widened) {
+        if (widened) {
+            group_values_panels(rows, weights, fade + r, seen + r, w, d, o);
+        } else if (bank->type == LMI_KV_F32) {
             group_values_f32(rows, weights, fade + r, seen + r, values, d, o);
         } else if (bank->type == LMI_KV_F16) {
             group_values_f16(rows, weights, fade + r, seen + r, values, d, o);

@@ -2,6 +2,8 @@
 #ifndef LMI_KERNELS_MATMUL_AVX512_H
 #define LMI_KERNELS_MATMUL_AVX512_H
 
+#include <immintrin.h>
+
 #include "kernels/kernels.h"
 
 /* Every integer type: NAME of q4_0, ... */
@@ -17,11 +19,40 @@ MATMUL_INTEGER_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE
 
 size_t matmul_rows_scratch_avx512(int64_t k);
-size_t matmul_tiles_scratch_avx512(int64_t k);
+size_t matmul_tiles_scratch_avx512(void);
 
 void matmul_f32_avx512(const matmul_args *a);
 void matmul_f16_avx512(const matmul_args *a);
 void matmul_bf16_avx512(const matmul_args *a);
-size_t matmul_float_scratch_avx512(int64_t k);
+size_t matmul_float_scratch_avx512(void);
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Rows of 16 dwords to columns. */
+static inline __attribute__((always_inline)) void transpose_16x16(__m512i v[16]) {
+    __m512i a[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) { /* v[i + c]: column c (mod 4) of rows i..i+3, a quarter for each four columns */
+        v[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    UNROLL for (int c = 0; c < 4; c++) {
+        a[c] = _mm512_shuffle_i32x4(v[c], v[c + 4], 0x88);
+        a[c + 4] = _mm512_shuffle_i32x4(v[c], v[c + 4], 0xdd);
+        a[c + 8] = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0x88);
+        a[c + 12] = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0xdd);
+    }
+    UNROLL for (int c = 0; c < 4; c++) {
+        v[c] = _mm512_shuffle_i32x4(a[c], a[c + 8], 0x88);
+        v[c + 4] = _mm512_shuffle_i32x4(a[c + 4], a[c + 12], 0x88);
+        v[c + 8] = _mm512_shuffle_i32x4(a[c], a[c + 8], 0xdd);
+        v[c + 12] = _mm512_shuffle_i32x4(a[c + 4], a[c + 12], 0xdd);
+    }
+}
 
 #endif

@@ -1,6 +1,6 @@
 #include "tokenizer/pretokenize.h"
 
-#include <string.h>
+#include <stdio.h>
 
 /* ---- the rules of each family -------------------------------------------------------------------------------------- */
 
@@ -41,7 +41,7 @@ static const rule VIKING_RULES[] = {RUN(.set = SET_BLOOM_WORD, .lead = 2), DIGIT
 
 #define RULES(list) .rules = list, .n_rules = (int)(sizeof list / sizeof list[0])
 
-/* Names as llama.cpp's converter writes them; the first of each family is the one most files have. */
+/* Names as llama.cpp's converter writes them; those of one family stand together, the best known first. */
 static const pretokenizer PRETOKENIZERS[] = {
     {.name = "default", RULES(DEFAULT_RULES)},
     {.name = "llama-bpe", RULES(LLAMA3_RULES), .ignore_merges = true, .add_bos = true},
@@ -129,20 +129,17 @@ const pretokenizer *pretokenizer_find(text_view name) {
 
 const char *pretokenizer_list(char *text, size_t size) {
     size_t used = 0;
+    int more = 0;
+    text[0] = '\0';
     for (size_t i = 0; i < N_PRETOKENIZERS; i++) {
-        size_t length = strlen(PRETOKENIZERS[i].name);
-        if (used + length + 2 > size) {
-            break;
+        if (i > 0 && PRETOKENIZERS[i].rules == PRETOKENIZERS[i - 1].rules) {
+            more++;
+        } else {
+            int n = snprintf(text + used, size - used, "%s%s", i > 0 ? ", " : "", PRETOKENIZERS[i].name);
+            used += n > 0 && (size_t)n < size - used ? (size_t)n : 0;
         }
-        if (used > 0) {
-            text[used++] = ' ';
-        }
-        memcpy(text + used, PRETOKENIZERS[i].name, length);
-        used += length;
     }
-    if (size > 0) {
-        text[used] = '\0';
-    }
+    snprintf(text + used, size - used, ", and %d more names for these", more);
     return text;
 }
 

@@ -63,7 +63,7 @@ typedef struct pretokenizer {
 } pretokenizer;
 
 const pretokenizer *pretokenizer_find(text_view name); /* NULL if there is none */
-/* The names that are known, separated by blanks. Returns `text`. */
+/* For messages: one name of each family, and how many more there are. Returns `text`; size > 0. */
 const char *pretokenizer_list(char *text, size_t size);
 
 /* Where each rule is in its current piece. Zeroed at the start of a text and after a special token. */

@@ -19,8 +19,8 @@ static lmi_status choose_pretokenizer(tokenizer *t, const gguf *file, lmi_error 
     }
     t->pre = pretokenizer_find(name.size == 0 ? text_of("default") : name);
     if (t->pre == NULL) {
-        char list[620];
-        fail(error, LMI_UNSUPPORTED, "the pre-tokenizer \"%.*s\" is not supported; these are: %s",
+        char list[400];
+        fail(error, LMI_UNSUPPORTED, "the pre-tokenizer \"%.*s\" is not supported; known are %s",
              (int)(name.size < 48 ? name.size : 48), name.data, pretokenizer_list(list, sizeof list));
         remedy(error, "Use a model with one of these, or a newer version of lmi.");
         return LMI_UNSUPPORTED;

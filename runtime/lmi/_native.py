@@ -108,10 +108,12 @@ class Handle:
 
     @property
     def closed(self) -> bool:
+        """True after close()."""
         return self._owner is None
 
     def pointer(self):
-        """The C pointer, checked for life but not for use: only for calls that any thread may make at any time."""
+        """The C pointer, checked for life but not for use: only for calls that any thread may make at any time. For this
+        package's own use."""
         owner = self._owner
         if owner is None:
             raise errors.ClosedError(f"the {self._what} is closed")
@@ -122,7 +124,7 @@ class Handle:
         return owner
 
     def use(self) -> _Use:
-        """`with handle.use() as pointer:` around native calls."""
+        """`with handle.use() as pointer:` around native calls. For this package's own use."""
         return self._use
 
     def close(self) -> None:

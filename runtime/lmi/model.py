@@ -135,6 +135,7 @@ class Model(Handle):
 
     @property
     def info(self) -> ModelInfo:
+        """Shape, sizes and the kernels in use."""
         if self._info is None:
             ffi, lib = native()
             c = ffi.new("lmi_model_info *")
@@ -148,7 +149,7 @@ class Model(Handle):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Raises UnsupportedModel if the file has no tokenizer."""
+        """Its kind, size and special tokens. Raises UnsupportedModel if the file has no tokenizer."""
         if self._vocabulary is None:
             ffi, lib = native()
             c, error = ffi.new("lmi_vocab_info *"), ffi.new("lmi_error *")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lmi.errors import PromptError
 from lmi.templates import ChatTemplate, Segment
 from lmi.text import TextFile, utf8_blocks
-from lmi.tokens import Reader
+from lmi.tokens import Counter, TokenStream
 
 SINK_CAP = 1024  # tokens of system prompt and template head that are kept in view, at most
 WHITE = b" \t\r\n"
@@ -20,6 +20,7 @@ class Prompt:
     where one lacks it; `ask`: the question, after a blank line. `bos`: tokens that a text begins with. `special`: control
     tokens are recognised in the user's words too. `strip`: white space around the user's words goes, as the template has it."""
 
+    model: object
     documents: list[TextFile | str]
     ask: str | None
     head: list[Segment]
@@ -44,11 +45,11 @@ class Prompt:
         """`continuing`: the head was read before (a loaded state), only the rest is wanted. Raises TemplateError."""
         if template is None:
             head = [Segment("system", f"{system}\n\n")] if system and not continuing else []
-            return cls(documents, ask, head, [], [] if continuing else model.bos_tokens(), special)
+            return cls(model, documents, ask, head, [], [] if continuing else model.bos_tokens(), special)
         segments, strip = template.segments(system=None if continuing else system, **(arguments or {}))
         at = next(i for i, s in enumerate(segments) if s.kind == "user")
         bos = [] if continuing or template.begins_with_bos(segments) else model.bos_tokens()
-        return cls(documents, ask, [] if continuing else segments[:at], segments[at + 1 :], bos, special, strip)
+        return cls(model, documents, ask, [] if continuing else segments[:at], segments[at + 1 :], bos, special, strip)
 
     @property
     def size(self) -> int | None:
@@ -63,24 +64,26 @@ class Prompt:
 
     def head_tokens(self, model) -> int:
         """Tokens before the user's words: what sinks should cover."""
-        counter = _Counter(model)
+        counter = Counter(model)
         self._read_head(counter)
-        return counter.n
+        return counter.n_taken
 
-    def read_documents(self, reader: Reader, *, began: bool) -> None:
-        """Head and documents. `began`: something was read before, so the text continues it."""
+    def read_documents(self, reader: TokenStream, *, began: bool) -> None:
+        """Head and documents. `began`: the head was read before."""
+        lead, eaten = b"", False
         if not began:
             self._read_head(reader)
-        reader.text(self._words(self._moved()), self.special, continues=began or bool(self.head))
+            lead, eaten = self._moved()
+        reader.text(self._words(lead, eaten), self.special)
 
-    def read_question(self, reader: Reader) -> None:
+    def read_question(self, reader: TokenStream) -> None:
         """Question and tail. Templates end the user's turn here, and begin the model's."""
         if self.ask:
-            reader.text(utf8_blocks(self.ask.strip() if self.strip else self.ask, name="--ask"), self.special, continues=True)
+            reader.text(utf8_blocks(self.ask.strip() if self.strip else self.ask, name="--ask"), self.special)
         for segment in self.tail:
-            reader.text(iter([segment.text.encode()]), segment.kind == "template", continues=True)
+            reader.text(iter([segment.text.encode()]), segment.kind == "template")
 
-    def _read_head(self, reader) -> None:
+    def _read_head(self, reader: TokenStream) -> None:
         reader.ids(self.bos)
         last = len(self.head) - 1
         for i, s in enumerate(self.head):
@@ -88,21 +91,30 @@ class Prompt:
             if i == last:
                 text = text.rstrip(WHITE)
             if text:
-                reader.text(utf8_blocks(text, name="--system"), s.kind == "template", continues=i > 0)
+                reader.text(utf8_blocks(text, name="--system"), s.kind == "template")
 
-    def _moved(self) -> bytes:
-        """White space at the end of the head: it is tokenized with what follows, as in one text."""
+    def _moved(self) -> tuple[bytes, bool]:
+        """White space at the end of the head: it is tokenized with the words that follow, as in one text. Or nothing, and True,
+        where the head ends in a token that swallows what white space comes after it."""
         if not self.head:
-            return b""
+            return b"", False
         text = self.head[-1].text.encode()
-        return text[len(text.rstrip(WHITE)) :]
+        body = text.rstrip(WHITE)
+        if body != text and self.head[-1].kind == "template":
+            ids = [self.model.tokenize(t, bos=False, special=True) for t in (body, text)]
+            if ids[0] == ids[1]:
+                return b"", True
+        return text[len(body) :], False
 
-    def _words(self, lead: bytes) -> Iterator[bytes]:
+    def _words(self, lead: bytes, eaten: bool) -> Iterator[bytes]:
         """The documents as one stream, with the blank line that the question needs before it."""
         if lead:
             yield lead
         tail = b""
-        for block in _stripped(self._joined()) if self.strip else self._joined():
+        blocks = self._joined()
+        if self.strip or eaten:
+            blocks = _stripped(blocks, end=self.strip)
+        for block in blocks:
             tail = (tail + block)[-2:]
             yield block
         if self.ask and tail:
@@ -118,43 +130,20 @@ class Prompt:
                 yield block
 
 
-def _stripped(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Without white space at the start and the end."""
+def _stripped(blocks: Iterator[bytes], end: bool) -> Iterator[bytes]:
+    """Without white space at the start, and at the end too if `end`."""
     held, started = [], False
     for block in blocks:
         if not started:
             block = block.lstrip(WHITE)
             started = bool(block)
-        body = block.rstrip(WHITE)
+        body = block.rstrip(WHITE) if end else block
         if body:
             yield from held
             yield body
             held = []
         if len(body) < len(block):
             held.append(block[len(body) :])
-
-
-class _Counter:
-    """Counts as a Reader would read."""
-
-    def __init__(self, model):
-        self._model = model
-        self.n = 0
-
-    def ids(self, tokens) -> None:
-        self.n += len(tokens)
-
-    def text(self, blocks, special=False, continues=False) -> None:
-        from lmi.tokens import continuation, encode_blocks
-
-        lead, drop = continuation(self._model) if continues else (b"", 0)
-
-        def led():
-            if lead:
-                yield lead
-            yield from blocks
-
-        self.n += sum(map(len, encode_blocks(self._model, led(), special))) - drop
 
 
 def require_words(documents: list, ask: str | None, allow_empty: bool) -> None:

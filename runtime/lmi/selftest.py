@@ -30,15 +30,17 @@ class Outcome:
     detail: str
 
 
-def write_model(path: str, kind: int = TYPE_Q8_0) -> None:
+def write_model(path: str, kind: int = TYPE_Q8_0, extra=()) -> None:
     """Writes a llama of random weights with a SentencePiece vocabulary: about 100 KB as Q8_0, the same every time. As F32 the
-    weights are the same numbers."""
+    weights are the same numbers. `extra`: more metadata as (key, type, value)."""
     draw = random.Random(5)
     tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + ["▁"] + [chr(c) for c in range(97, 123)]
     tokens += ["▁" + chr(c) for c in range(97, 123)]
-    tokens += [f"▁piece{i}" for i in range(-len(tokens) % 32)]
+    normal = len(tokens)
+    tokens += ["<|user|>", "<|model|>", "<|end|>"]
+    tokens += [f"<|control{i}|>" for i in range(-len(tokens) % 32)]
     n = len(tokens)
-    kinds = [2, 3, 3] + [6] * 256 + [1] * (n - 259)  # unknown, control, byte, normal
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (normal - 259) + [3] * (n - normal)  # unknown, control, byte, normal
     keys = [
         ("general.architecture", STRING, "llama"),
         ("general.name", STRING, "lmi self-test"),
@@ -60,6 +62,7 @@ def write_model(path: str, kind: int = TYPE_Q8_0) -> None:
         ("tokenizer.ggml.eos_token_id", U32, 2),
         ("tokenizer.ggml.unknown_token_id", U32, 0),
         ("tokenizer.ggml.add_bos_token", BOOL, True),
+        *extra,
     ]
     kv = WIDTH // HEADS * KV_HEADS
     shapes = [("token_embd.weight", (WIDTH, n)), ("output_norm.weight", (WIDTH,)), ("output.weight", (WIDTH, n))]

@@ -98,7 +98,7 @@ class Session(Handle):
         """
         reader = Reader(self, limit=self.plan.reach if require_fit else None, progress=progress)
         reader.ids(self.model.bos_tokens(bos) if bos or (bos is None and not self._position) else [])
-        reader.text(utf8_blocks(text, errors=errors), special, continues=self._position > 0)
+        reader.text(utf8_blocks(text, errors=errors), special)
         reader.flush()
         return reader.n_read
 

@@ -104,6 +104,15 @@ def _refuse(e: UnicodeDecodeError, name: str, base: int, line: int):
     raise PromptError(what, remedy, base + e.start) from None
 
 
+def typed(text: str) -> str:
+    """What was typed on the command line, as UTF-8 whatever the locale made of it. Raises PromptError."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return b"".join(utf8_blocks(os.fsencode(text), name="the text that was typed")).decode()
+
+
 def looks_binary(sample: bytes) -> bool:
     """More than one byte in ten is a control character other than tab, line feed, form feed, return or escape."""
     if not sample:

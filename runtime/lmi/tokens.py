@@ -97,70 +97,105 @@ def continuation(model) -> tuple[bytes, int]:
     return LEAD, len(model.tokenize(LEAD, bos=False))
 
 
-class Reader:
-    """Gathers tokens from texts and ids and has a session read them in whole chunks, whatever they came from.
+class TokenStream:
+    """Gathers tokens from ids and texts in a buffer of `capacity`, and hands it on when it is full.
+
+    Texts that follow each other are one text to the vocabulary. Each is encoded for itself, so that control tokens can be
+    recognised in one and not in the other; what joins them is whether a text begins after a control token, where a
+    SentencePiece vocabulary puts its space, or goes on from another. `began`: there was text before.
+    """
+
+    def __init__(self, model, capacity: int, *, began: bool = False):
+        ffi, _ = native()
+        self._model = model
+        self._capacity = capacity
+        self._buffer = ffi.new("int32_t[]", capacity)
+        self._n = 0
+        self._continues = began
+        self.n_taken = 0
+
+    def ids(self, tokens) -> None:
+        """Tokens as they are. Control tokens are recognised as such by what follows."""
+        token = None
+        for token in tokens:
+            self._buffer[self._n] = token
+            self._advance(1)
+        if token is not None:
+            self._continues = bool(self._model.token_text(token, special=False))
+
+    def text(self, blocks: Iterator[bytes], special: bool = False) -> None:
+        """Blocks of UTF-8. `special`: control tokens are recognised in it."""
+        lead, drop = continuation(self._model) if self._continues else (b"", 0)
+        last = -1
+        with Encoder(self._model, special) as encoder:
+
+            def drain():
+                nonlocal drop, last
+                while n := encoder.take(self._buffer + self._n, self._capacity - self._n):
+                    gone = min(drop, n)
+                    drop -= gone
+                    if gone and gone < n:
+                        native()[0].memmove(self._buffer + self._n, self._buffer + self._n + gone, 4 * (n - gone))
+                    if n > gone:
+                        last = self._buffer[self._n + n - gone - 1]
+                        self._advance(n - gone)
+
+            if lead:
+                encoder.feed(lead)
+            for block in blocks:
+                encoder.feed(block)
+                drain()
+            encoder.finish()
+            drain()
+        if last >= 0:
+            self._continues = not special or bool(self._model.token_text(last, special=False))
+
+    def _advance(self, n: int) -> None:
+        """n tokens were put behind the others in the buffer."""
+        self.n_taken += n
+        self._n += n
+        if self._n == self._capacity:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands on what is in the buffer."""
+        self._n = 0
+
+
+class Counter(TokenStream):
+    """Only counts: `n_taken`."""
+
+    def __init__(self, model):
+        super().__init__(model, BUFFER)
+
+
+class Reader(TokenStream):
+    """Has a session read the tokens in whole chunks, whatever they came from.
 
     `skip`: tokens at the start that the session has read already. `limit`: the position that reading may not pass, else
     RequireFit. `progress(position)` is called after each chunk. Nothing is read before a chunk is full: call `flush` last.
     """
 
     def __init__(self, session, *, skip: int = 0, limit: int | None = None, progress: Callable[[int], object] | None = None):
-        ffi, _ = native()
+        super().__init__(session.model, session.plan.chunk, began=session.position > skip)
         self._session = session
-        self._chunk = session.plan.chunk
-        self._buffer = ffi.new("int32_t[]", self._chunk)
-        self._n = 0
         self._limit = limit
         self._progress = progress
         self.skip = skip
         self.n_read = 0
-        self.n_taken = 0  # tokens seen, skipped ones included
-
-    def ids(self, tokens) -> None:
-        for token in tokens:
-            self._buffer[self._n] = token
-            self._advance(1)
-
-    def text(self, blocks: Iterator[bytes], special: bool = False, continues: bool = False) -> None:
-        """`continues`: the text goes on from what was read, so that it does not get the space that a SentencePiece
-        vocabulary puts before a text."""
-        lead, drop = continuation(self._session.model) if continues else (b"", 0)
-        with Encoder(self._session.model, special) as encoder:
-            if lead:
-                encoder.feed(lead)
-            for block in blocks:
-                encoder.feed(block)
-                drop = self._drain(encoder, drop)
-            encoder.finish()
-            self._drain(encoder, drop)
-
-    def _drain(self, encoder: Encoder, drop: int) -> int:
-        """Takes what is certain, without its first `drop` tokens; returns how many are still to be dropped."""
-        while n := encoder.take(self._buffer + self._n, self._chunk - self._n):
-            gone = min(drop, n)
-            drop -= gone
-            if gone and gone < n:
-                native()[0].memmove(self._buffer + self._n, self._buffer + self._n + gone, 4 * (n - gone))
-            self._advance(n - gone)
-        return drop
 
     def _advance(self, n: int) -> None:
-        """n tokens were put behind the others in the buffer."""
-        if not n:
-            return
-        self.n_taken += n
-        self._n += n
         if self.skip:
-            gone = min(self.skip, self._n)
+            gone = min(self.skip, n)
             self.skip -= gone
-            self._n -= gone
-            if self._n:
-                native()[0].memmove(self._buffer, self._buffer + gone, 4 * self._n)
-        if self._limit is not None and self._session.position + self._n > self._limit:
+            if n > gone:
+                native()[0].memmove(self._buffer + self._n, self._buffer + self._n + gone, 4 * (n - gone))
+            self.n_taken += gone
+            n -= gone
+        if self._limit is not None and self._session.position + self._n + n > self._limit:
             text = f"the prompt does not fit: more than {self._limit:,} tokens, of which the first would go out of view"
             raise RequireFit(text, "Larger window: --window; or leave out --require-fit")
-        if self._n == self._chunk:
-            self.flush()
+        super()._advance(n)
 
     def flush(self) -> None:
         if self._n:

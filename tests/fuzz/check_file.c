@@ -14,16 +14,19 @@
     do {                                                                          \
         if (!(condition)) {                                                       \
             fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition); \
-            __builtin_trap();                                                     \
+            abort();                                                              \
         }                                                                         \
     } while (0)
 
 /* An error must be one that a user can act on: a status, one line of text. */
 static void check_error(lmi_status status, const lmi_error *error) {
-    PROMISE(status < 0 && status != LMI_INTERNAL && error->status == status);
-    PROMISE(error->message[0] != '\0' && strlen(error->message) < sizeof error->message);
+    int good = status < 0 && status != LMI_INTERNAL && error->status == status && error->message[0] != '\0';
     for (const char *c = error->message; *c != '\0'; c++) {
-        PROMISE((unsigned char)*c >= 0x20 && *c != 0x7f);
+        good &= (unsigned char)*c >= 0x20 && *c != 0x7f;
+    }
+    if (!good) {
+        fprintf(stderr, "broken: status %d came with error status %d, message: %s\n", (int)status, (int)error->status, error->message);
+        abort();
     }
 }
 
@@ -108,18 +111,15 @@ static int run_session(lmi_model *model) {
     } else {
         const float *logits = lmi_session_logits(session, -1);
         PROMISE(done == n && logits != NULL && lmi_session_hot_allocations(session) == 0);
-        double sum = 0.0;
-        for (int64_t i = 0; i < info.n_vocab; i++) { /* weights may be NaN, so these may be: but all are there */
-            sum += (double)logits[i];
+        int64_t usable = 0; /* weights may be NaN, so logits may be: but all are there */
+        for (int64_t i = 0; i < info.n_vocab; i++) {
+            usable += logits[i] > -INFINITY;
         }
-        (void)isnan(sum);
         float logprob = 0.0f;
         status = lmi_session_sample(session, &next, &logprob, &error);
-        if (status != LMI_OK) {
-            check_error(status, &error);
-        } else {
-            PROMISE(next >= 0 && next < info.n_vocab);
-        }
+        PROMISE((status == LMI_OK) == (usable > 0));
+        PROMISE(status != LMI_OK || (next >= 0 && next < info.n_vocab));
+        PROMISE(status == LMI_OK || (error.status == status && error.message[0] != '\0'));
     }
     lmi_session_close(session);
     return status == LMI_OK;

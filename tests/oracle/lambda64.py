@@ -102,16 +102,17 @@ def attend_at(q, k, v, rope: Rope, distance: np.ndarray, scale: float | None = N
     n_tokens, n_heads, d = q.shape
     group = n_heads // k.shape[1]
     scale = 1.0 / math.sqrt(d) if scale is None else scale
-    turn = np.exp(1j * distance[..., None] * rope.omega) * rope.magnitude**2  # [p, j, pair]
-    seen = distance >= 0
-    out = np.zeros_like(q)
-    for h in range(n_heads):
-        q_pairs, q_rest = to_pairs(q[:, h], rope)
-        k_pairs, k_rest = to_pairs(k[:, h // group], rope)
-        logits = np.einsum("pi,pji,ji->pj", q_pairs, turn, k_pairs.conj()).real + q_rest @ k_rest.T
-        logits = np.where(seen, logits * scale, -np.inf)
+    q_pairs, q_rest = to_pairs(q, rope)
+    k_pairs, k_rest = (np.repeat(x, group, axis=1) for x in to_pairs(k, rope))
+    values = np.repeat(v, group, axis=1)
+    out = np.empty_like(q)
+    for p in range(n_tokens):
+        (seen,) = np.nonzero(distance[p] >= 0)
+        turn = np.exp(1j * distance[p, seen, None] * rope.omega) * rope.magnitude**2  # [j, pair]
+        logits = np.einsum("hi,ji,jhi->hj", q_pairs[p], turn, k_pairs[seen].conj()).real
+        logits = scale * (logits + np.einsum("hd,jhd->hj", q_rest[p], k_rest[seen]))
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, h // group]
+        out[p] = np.einsum("hj,jhd->hd", weights / weights.sum(axis=1, keepdims=True), values[seen])
     return out
 
 
@@ -127,9 +128,9 @@ def attend_all(q, k, v, rope: Rope) -> np.ndarray:
 
 
 def streaming(q, k, v, rope: Rope, start_size: int, recent_size: int) -> np.ndarray:
-    """StreamingLLM as its authors run it, token by token: the cache holds unturned keys; each step appends the token, turns every
-    key by its place in the cache and the query by the last place, attends to all, and then evicts what lies between the first
-    start_size and the last recent_size entries. (So a query sees start_size + recent_size entries and itself.)"""
+    """StreamingLLM as its authors run it, token by token: the cache holds unturned keys; each step appends the token, turns
+    every key by its place in the cache and the query by the last place, attends to all, and then evicts what lies between the
+    first start_size and the last recent_size entries. (So a query sees start_size + recent_size entries and itself.)"""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     n_tokens, n_heads, d = q.shape
     group = n_heads // k.shape[1]

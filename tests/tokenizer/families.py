@@ -50,9 +50,9 @@ FAMILIES = {
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     ),
     "default": lambda: _default(r"[\p{P}\$\+<=>\^~\|]+"),
-    # Falcon's own: Punctuation(contiguous), ByteLevel, Digits(contiguous), groups of three.
+    # Falcon's own first part is Punctuation("contiguous"): these characters, but for punctuation that Unicode got after 2015.
     "falcon": lambda: _sequence(
-        pre_tokenizers.Punctuation("contiguous"),
+        _split(r"[\p{P}\$\+<=>\^~\|`]+"),
         _split(GPT2),
         pre_tokenizers.Digits(individual_digits=False),
         _split("[0-9][0-9][0-9]"),

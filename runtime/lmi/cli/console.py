@@ -73,7 +73,7 @@ class Console:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             pass  # standard error is closed or full: the run does not depend on it
 
     # ---- the moving line ----

@@ -107,7 +107,8 @@ def run(arguments: list[str]) -> int:
     quiet_number = None
     try:
         result = lmi.main(arguments, prog_name="lmi", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as e:
         return e.exit_code

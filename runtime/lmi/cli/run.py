@@ -20,7 +20,7 @@ from lmi.prompt import SINK_CAP, Prompt, require_words
 from lmi.session import state_options
 from lmi.summary import account_lines, plan_lines
 from lmi.templates import ChatTemplate
-from lmi.text import TextFile
+from lmi.text import TextFile, typed
 from lmi.tokens import Reader
 
 LONG = 600  # seconds: from here on the user is told how to stop and go on
@@ -108,6 +108,9 @@ def run(model, console, **o):
         raise click.UsageError("--save-answer needs --save-state.")
     if o["raw"] and o["template_file"]:
         raise click.UsageError("--raw and --template exclude each other.")
+    for name in ("ask", "system"):
+        o[name] = typed(o[name]) if o[name] is not None else None
+    o["texts"], o["stops"] = [typed(t) for t in o["texts"]], [typed(t) for t in o["stops"]]
     with ExitStack() as stack:
         stop = stack.enter_context(Interrupts())
         try:

@@ -10,7 +10,7 @@ import click
 from lmi import errors
 from lmi.cli.options import model_argument, open_model, output_options
 from lmi.cli.signals import Interrupts
-from lmi.text import TextFile
+from lmi.text import TextFile, typed, utf8_blocks
 
 
 @click.command(short_help="Turn text into tokens.")
@@ -50,9 +50,7 @@ def tokenize(model, console, file, text, form, bos, special, on_error):
                 source = TextFile(file, errors=on_error)
             blocks = source.blocks()
         else:
-            from lmi.text import utf8_blocks
-
-            blocks = utf8_blocks(text, name="--text", errors=on_error)
+            blocks = utf8_blocks(typed(text), name="--text", errors=on_error)
         lists = m.iter_tokens_of_blocks(blocks, bos=None if bos else False, special=special)
         _print(console, m, lists, form)
 
