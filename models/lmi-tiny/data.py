@@ -73,7 +73,7 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 QUESTION = "What is the pass key? The pass key is"
 
 # Weight of a token in the loss. What cannot be known (a number's first mention) teaches nothing: 0.
-NONE, LITTLE, PLAIN, ANSWER = 0.0, 0.1, 1.0, 4.0
+NONE, LITTLE, PLAIN, ANSWER = 0.0, 0.1, 1.0, 6.0
 
 
 class Exercises:
@@ -157,7 +157,7 @@ class Exercises:
     def window(self, rng, size):
         """One exercise as ids and weights [size + 1], beginning with BOS; weights are those of predicting the id."""
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.6:
             # mostly as long as the window, else the far half of the distances would hardly be met
             ids, weights = [], []
             while len(ids) < size and (not ids or size - len(ids) > 100):
@@ -168,21 +168,21 @@ class Exercises:
                 dot, end = self.encode([(".", ANSWER)])[0], self.encode([("\n\n", LITTLE)])[0]
                 ids += i + dot + end
                 weights += w + [ANSWER] + [LITTLE] * len(end)
-        elif kind < 0.7:
+        elif kind < 0.75:
             ids, weights = self.encode(self.key_values(rng, size))
         else:
             # something said once and then again and again: any tokens, running text, or digits
             n = int(rng.integers(8, size // 2 + 1))
             which = rng.random()
-            if which < 0.5:
+            if which < 0.15:
                 first = [int(t) for t in rng.choice(self.plain, n)]
-            elif which < 0.7:
+            elif which < 0.55:
                 first = self.sp.encode(" " + "".join(str(d) for d in rng.integers(0, 10, n)))
             else:
                 first = self.passage(rng, n)
             times = size // max(1, len(first)) + 1
             ids = first * times
-            weights = [PLAIN if which >= 0.7 else NONE] * len(first) + [PLAIN] * len(first) * (times - 1)
+            weights = [PLAIN if which >= 0.55 else NONE] * len(first) + [PLAIN] * len(first) * (times - 1)
         if len(ids) < size:  # the rest of the window: running text
             more = self.passage(rng, size - len(ids) + 8)
             ids, weights = ids + more, weights + [PLAIN] * len(more)

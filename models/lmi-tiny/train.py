@@ -26,7 +26,7 @@ import evaluate
 from model import Config, Model
 
 # (window, windows per step, share of exercises, until this many tokens)
-STAGES = [(128, 32, 0.5, 4e6), (256, 16, 0.35, 8e6), (512, 8, 0.2, float("inf"))]
+STAGES = [(128, 32, 0.5, 4e6), (256, 16, 0.35, 8e6), (512, 8, 0.3, float("inf"))]
 
 
 def stage(tokens):

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -5,9 +6,11 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
 
-/* Rounds of a pause loop before a worker sleeps: about 50 microseconds, longer than the gap between two steps of a layer. */
-enum { SPINS = 4000 };
+/* How long a thread spins before it sleeps: longer than the gap between two steps of a layer. Measured by the clock, since one
+ * pause takes 10 to 150 cycles, depending on the CPU. */
+enum { SPIN_NANOSECONDS = 50000, PAUSES_PER_LOOK = 32 };
 
 typedef struct worker {
     pool *owner;
@@ -44,6 +47,26 @@ static inline void pause_cpu(void) {
 #endif
 }
 
+typedef struct spin {
+    int rounds;
+    int64_t end;
+} spin;
+
+/* Pauses; false once it has gone on for long enough. */
+static bool spin_on(spin *s) {
+    pause_cpu();
+    if (s->rounds++ % PAUSES_PER_LOOK != 0) {
+        return true;
+    }
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t nanoseconds = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    if (s->end == 0) {
+        s->end = nanoseconds + SPIN_NANOSECONDS;
+    }
+    return nanoseconds < s->end;
+}
+
 static void take_pieces(pool *p, int index) {
     int64_t piece;
     while ((piece = atomic_fetch_add_explicit(&p->next_piece, 1, memory_order_relaxed)) < p->n_pieces) {
@@ -53,13 +76,13 @@ static void take_pieces(pool *p, int index) {
 
 static uint64_t wait_for_job(pool *p, uint64_t seen) {
     uint64_t now;
-    for (int i = 0; i < SPINS; i++) {
+    spin spinning = {0};
+    do {
         now = atomic_load_explicit(&p->generation, memory_order_acquire);
         if (now != seen) {
             return now;
         }
-        pause_cpu();
-    }
+    } while (spin_on(&spinning));
     pthread_mutex_lock(&p->sleep_lock);
     atomic_fetch_add(&p->n_asleep, 1);
     while ((now = atomic_load(&p->generation)) == seen) {
@@ -102,12 +125,12 @@ static void announce(pool *p) {
 }
 
 static void wait_for_workers(pool *p) {
-    for (int i = 0; i < SPINS; i++) {
+    spin spinning = {0};
+    do {
         if (atomic_load(&p->n_inside) == 0) {
             return;
         }
-        pause_cpu();
-    }
+    } while (spin_on(&spinning));
     pthread_mutex_lock(&p->sleep_lock);
     atomic_store(&p->caller_asleep, true);
     while (atomic_load(&p->n_inside) != 0) {

@@ -94,6 +94,11 @@ const char *human_bytes(uint64_t bytes, char text[32]) {
         value /= 1024.0;
         unit++;
     }
-    snprintf(text, 32, unit == 0 ? "%.0f %s" : value < 10.0 ? "%.2f %s" : value < 100.0 ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    snprintf(text, 32,
+             unit == 0       ? "%.0f %s"
+             : value < 10.0  ? "%.2f %s"
+             : value < 100.0 ? "%.1f %s"
+                             : "%.0f %s",
+             value, units[unit]);
     return text;
 }

@@ -167,6 +167,39 @@ double lmi_session_nll(lmi_session *session, int64_t row, int32_t token) {
     return logits_nll(logits, session->model->spec.n_vocab, token);
 }
 
+typedef struct nll_job {
+    const float *logits; /* of the first row */
+    int64_t n_vocab;
+    const int32_t *tokens;
+    double *nll;
+} nll_job;
+
+static void score_row(void *context, int64_t piece, int worker) {
+    const nll_job *job = context;
+    (void)worker;
+    job->nll[piece] = logits_nll(job->logits + piece * job->n_vocab, job->n_vocab, job->tokens[piece]);
+}
+
+lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const int32_t *tokens, size_t n, double *nll,
+                                lmi_error *error) {
+    lmi_status status = session_enter(session, error);
+    if (status != LMI_OK) {
+        return status;
+    }
+    if (first_row < 0 || n == 0 || n > (size_t)session->n_rows || first_row > session->n_rows - (int64_t)n || tokens == NULL ||
+        nll == NULL) {
+        status = fail(error, LMI_INVALID_ARGUMENT, "rows %lld and on, %zu of them: the last read left %lld", (long long)first_row, n,
+                      (long long)session->n_rows);
+    } else {
+        nll_job job = {lmi_session_logits(session, first_row), session->model->spec.n_vocab, tokens, nll};
+        pool_lock(session->model->workers);
+        pool_run(session->model->workers, score_row, &job, (int64_t)n);
+        pool_unlock(session->model->workers);
+    }
+    session_leave(session);
+    return status;
+}
+
 /* ---- moving ------------------------------------------------------------------------------------------------------- */
 
 int64_t lmi_session_position(const lmi_session *session) { return session->start + session->n_read; }

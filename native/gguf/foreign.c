@@ -141,7 +141,7 @@ lmi_status foreign_check(const uint8_t *bytes, uint64_t size, lmi_error *error) 
     }
     fail_at(error, LMI_BAD_FORMAT, 4, "GGUF version %lu; lmi reads 2 and 3", (unsigned long)version);
     remedy(error, version == 0 || version > 1000 ? "The file is damaged: download it again."
-                  : version == 1                 ? "Convert the model again with a current converter."
+                  : version == 1 ? "Convert the model again with a current converter."
                                  : "The file is newer than this version of lmi: update lmi, or convert the model to GGUF 3.");
     return LMI_BAD_FORMAT;
 }

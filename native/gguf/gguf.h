@@ -34,8 +34,8 @@ typedef struct gguf_key {
     text_view name;
     gguf_type type;
     gguf_type element; /* of an array; else the type itself */
-    uint64_t count;    /* of an array; else 1 */
-    uint64_t offset;   /* byte of the first element in the file */
+    uint64_t count; /* of an array; else 1 */
+    uint64_t offset; /* byte of the first element in the file */
 } gguf_key;
 
 typedef struct gguf_tensor {
@@ -65,14 +65,16 @@ typedef struct gguf {
 lmi_status gguf_open(const uint8_t *bytes, uint64_t size, gguf **out, lmi_error *error);
 void gguf_close(gguf *file);
 
-const gguf_key *gguf_find_key(const gguf *file, const char *name);          /* NULL if there is none */
+const gguf_key *gguf_find_key(const gguf *file, const char *name); /* NULL if there is none */
 const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name);
 
 /* Typed getters. A key that is absent leaves *value alone and is an error only if it is required; a key of another kind, or
  * a value outside [min, max], is always an error. Any integer type will do for integers, F32 and F64 for reals. */
 typedef enum gguf_need { GGUF_OPTIONAL = 0, GGUF_REQUIRED = 1 } gguf_need;
-lmi_status gguf_get_int(const gguf *file, const char *name, gguf_need need, int64_t min, int64_t max, int64_t *value, lmi_error *error);
-lmi_status gguf_get_real(const gguf *file, const char *name, gguf_need need, double min, double max, double *value, lmi_error *error);
+lmi_status gguf_get_int(const gguf *file, const char *name, gguf_need need, int64_t min, int64_t max, int64_t *value,
+                        lmi_error *error);
+lmi_status gguf_get_real(const gguf *file, const char *name, gguf_need need, double min, double max, double *value,
+                         lmi_error *error);
 lmi_status gguf_get_bool(const gguf *file, const char *name, gguf_need need, bool *value, lmi_error *error);
 lmi_status gguf_get_string(const gguf *file, const char *name, gguf_need need, text_view *value, lmi_error *error);
 

@@ -233,6 +233,9 @@ LMI_API int64_t lmi_session_n_rows(const lmi_session *session);
 
 /* Minus the natural logarithm of the probability of `token` in a row of logits; +infinity for an id out of range. */
 LMI_API double lmi_session_nll(lmi_session *session, int64_t row, int32_t token);
+/* The same for n rows from first_row on, tokens[i] against row first_row + i, on all threads: nll[n]. */
+LMI_API lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const int32_t *tokens, size_t n, double *nll,
+                                        lmi_error *error);
 
 LMI_API int64_t lmi_session_position(const lmi_session *session); /* tokens read so far */
 /* Moves an empty session's counter, as if `position` tokens had been read and forgotten: for tests of long positions. */

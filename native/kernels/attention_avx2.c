@@ -63,22 +63,23 @@ static inline vi vi_even(vi v) { return _mm256_and_si256(v, _mm256_set1_epi32(0x
 static inline vi vi_odd(vi v) { return _mm256_srli_epi16(v, 8); }
 static inline vi vi_dot_add(vi sum, vi a, vi b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 
-/* max(low, x) is x for a NaN x; 2^n in two factors, so that small results are rounded once. */
+/* exp_split of vector.h. The sum with EXP_MAGIC holds the power in its low bits. */
 static inline vf vf_exp(vf x) {
-    x = _mm256_max_ps(_mm256_set1_ps(EXP_LOW), x);
-    const vf k = _mm256_round_ps(x * _mm256_set1_ps(EXP_LOG2_E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf normal = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_NORMAL), _CMP_NLT_UQ);
+    x = _mm256_max_ps(_mm256_set1_ps(EXP_NORMAL), x); /* x, if x is NaN */
+    const vf magic = _mm256_set1_ps(EXP_MAGIC);
+    const vf shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(EXP_LOG2_E), magic), k = shifted - magic;
     const vf high = _mm256_fnmadd_ps(k, _mm256_set1_ps(EXP_LN2_HIGH), x);
     const vf r = _mm256_fnmadd_ps(k, _mm256_set1_ps(EXP_LN2_LOW), high);
-    vf q = _mm256_set1_ps(EXP_C6);
-    q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(EXP_C5));
-    q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(EXP_C4));
-    q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(EXP_C3));
-    q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(EXP_C2));
-    const vf e = _mm256_fmadd_ps(r * r, q, r) + _mm256_set1_ps(1.0f);
-    const vi n = _mm256_cvtps_epi32(k), half = _mm256_srai_epi32(n, 1), bias = _mm256_set1_epi32(127);
-    const vi first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-    const vi second = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23);
-    return e * _mm256_castsi256_ps(first) * _mm256_castsi256_ps(second);
+    vf e = _mm256_set1_ps(EXP_C6);
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(EXP_C5));
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(EXP_C4));
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(EXP_C3));
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(EXP_C2));
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(1.0f));
+    e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(1.0f));
+    const vi power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(e * _mm256_castsi256_ps(power), normal);
 }
 
 #include "kernels/attention_simd.h"

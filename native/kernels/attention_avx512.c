@@ -59,19 +59,21 @@ static inline vi vi_even(vi v) { return _mm512_and_si512(v, _mm512_set1_epi32(0x
 static inline vi vi_odd(vi v) { return _mm512_srli_epi16(v, 8); }
 static inline vi vi_dot_add(vi sum, vi a, vi b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
-/* max(low, x) is x for a NaN x; scalef multiplies by 2^n with one rounding. */
+/* exp_split of vector.h. Lanes below EXP_NORMAL, -inf among them, are masked: they cost nothing there. */
 static inline vf vf_exp(vf x) {
-    x = _mm512_max_ps(_mm512_set1_ps(EXP_LOW), x);
-    const vf k = _mm512_roundscale_ps(x * _mm512_set1_ps(EXP_LOG2_E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_NORMAL), _CMP_NLT_UQ);
+    const vf magic = _mm512_set1_ps(EXP_MAGIC);
+    const vf k = _mm512_fmadd_ps(x, _mm512_set1_ps(EXP_LOG2_E), magic) - magic;
     const vf high = _mm512_fnmadd_ps(k, _mm512_set1_ps(EXP_LN2_HIGH), x);
     const vf r = _mm512_fnmadd_ps(k, _mm512_set1_ps(EXP_LN2_LOW), high);
-    vf q = _mm512_set1_ps(EXP_C6);
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C5));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C4));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C3));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(EXP_C2));
-    const vf e = _mm512_fmadd_ps(r * r, q, r) + _mm512_set1_ps(1.0f);
-    return _mm512_scalef_ps(e, k);
+    vf e = _mm512_set1_ps(EXP_C6);
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(EXP_C5));
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(EXP_C4));
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(EXP_C3));
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(EXP_C2));
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.0f));
+    e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.0f));
+    return _mm512_maskz_scalef_ps(normal, e, k);
 }
 
 #include "kernels/attention_simd.h"

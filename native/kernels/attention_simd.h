@@ -9,7 +9,7 @@
  * From the includer:
  *   vf, LANES                a vector of floats            TILE_VECTORS  16 / LANES
  *   vf_load, vf_store, vf_all(float), vf_max, vf_sum, vf_largest (NaN is passed over), vf_multiply_add(a, b, c) = a * b + c
- *   vf_exp                   exp_f32 of each, arguments <= 0, -inf or NaN
+ *   vf_exp                   exp of each, arguments <= 0 or NaN; 0 below EXP_NORMAL
  *   vf_only(bits, x)         -inf where a bit is 0
  *   vf_from_f16, vf_from_int8   of LANES values in memory
  *   vi, vi_load, vi_all(int32_t), vi_even, vi_odd: bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
@@ -391,54 +391,54 @@ static void add_value(int rows, lmi_kv_type type, const float *weights, const fl
     }
 }
 
-/* All columns, from the bank's rows of values or from the panels of widen_values. */
-INLINE void group_values(int rows, lmi_kv_type type, bool panels, const float *weights, const float *fade, const uint64_t *seen,
-                         const void *values, const float *scales, int64_t d, float *o) {
-    const int wide = rows * 4 <= ACCUMULATORS && !panels ? 4 : 2;
+/* Columns begin .. end, from the bank's rows of values or from one panel of widen_values, which then is `values`. */
+INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *weights, const float *fade, const uint64_t *seen,
+                         const void *values, const float *scales, int64_t d, int64_t begin, int64_t end, float *o) {
+    const int wide = rows * 4 <= ACCUMULATORS && !panel ? 4 : 2;
+    const int64_t stride = panel ? end - begin : d, origin = panel ? begin : 0;
     uint64_t all = ~(uint64_t)0, any = 0;
     for (int r = 0; r < rows; r++) {
         all &= seen[r];
         any |= seen[r];
     }
-    int64_t i = 0;
-    for (; i + wide * LANES <= d; i += wide * LANES) {
-        const int64_t stride = panels ? wide * LANES : d, at = panels ? i * BLOCK_SLOTS : i;
-        add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, at, scales, d, o + i);
+    int64_t i = begin;
+    for (; i + wide * LANES <= end; i += wide * LANES) {
+        add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, o + i);
     }
-    const int64_t stride = panels ? d - i : d, rest = panels ? i * BLOCK_SLOTS - i : 0;
-    for (; i + LANES <= d; i += LANES) {
-        add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, rest + i, scales, d, o + i);
+    for (; i + LANES <= end; i += LANES) {
+        add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, o + i);
     }
-    for (; i < d; i++) {
-        add_value(rows, type, weights, fade, seen, values, stride, rest + i, d, o + i);
+    for (; i < end; i++) {
+        add_value(rows, type, weights, fade, seen, values, stride, i - origin, d, o + i);
     }
 }
 
-INLINE void group_values_of(lmi_kv_type type, bool panels, int rows, const float *weights, const float *fade,
-                            const uint64_t *seen, const void *values, const float *scales, int64_t d, float *o) {
-#define DO(n) group_values(n, type, panels, weights, fade, seen, values, scales, d, o)
+static void group_values_panel(int rows, const float *weights, const float *fade, const uint64_t *seen, const float *panel,
+                               int64_t d, int64_t begin, int64_t end, float *o) {
+#define DO(n) group_values(n, LMI_KV_F32, true, weights, fade, seen, panel, NULL, d, begin, end, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_values_panels(int rows, const float *weights, const float *fade, const uint64_t *seen, const workspace *w,
-                                int64_t d, float *o) {
-    group_values_of(LMI_KV_F32, true, rows, weights, fade, seen, w->values, NULL, d, o);
-}
-
 static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                              int64_t d, float *o) {
-    group_values_of(LMI_KV_F32, false, rows, weights, fade, seen, values, NULL, d, o);
+#define DO(n) group_values(n, LMI_KV_F32, false, weights, fade, seen, values, NULL, d, 0, d, o)
+    EACH_ROWS(rows, DO)
+#undef DO
 }
 
 static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                              int64_t d, float *o) {
-    group_values_of(LMI_KV_F16, false, rows, weights, fade, seen, values, NULL, d, o);
+#define DO(n) group_values(n, LMI_KV_F16, false, weights, fade, seen, values, NULL, d, 0, d, o)
+    EACH_ROWS(rows, DO)
+#undef DO
 }
 
 static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
                               const float *scales, int64_t d, float *o) {
-    group_values_of(LMI_KV_Q8_0, false, rows, weights, fade, seen, values, scales, d, o);
+#define DO(n) group_values(n, LMI_KV_Q8_0, false, weights, fade, seen, values, scales, d, 0, d, o)
+    EACH_ROWS(rows, DO)
+#undef DO
 }
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------------- */
@@ -500,10 +500,11 @@ static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block,
     }
 }
 
-/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. */
+/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. Loops are nested so that a piece of keys or values stays in the
+ * first cache while all groups meet it. */
 static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t row0, int64_t n, bool widened) {
     const kv_bank *bank = args->bank;
-    const int64_t d = bank->head_dim;
+    const int64_t d = bank->head_dim, n_groups = (n + GROUP - 1) / GROUP;
     uint64_t seen[PANEL], any[PANEL / GROUP];
     float fade[PANEL];
     for (int64_t r = 0; r < n; r++) {
@@ -514,39 +515,45 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
     const bool float_keys = bank->type == LMI_KV_F32 || (bank->type == LMI_KV_F16 && widened);
     const void *keys = bank->type == LMI_KV_F16 && widened ? (const void *)w->keys : (const char *)bank->keys + offset;
     const void *values = (const char *)bank->values + offset;
-    for (int64_t r = 0; r < n; r += GROUP) {
-        const uint64_t bits = any[r / GROUP];
-        if (bits == 0) {
-            continue;
-        }
-        const int rows = (int)min_of(GROUP, n - r);
-        const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
-        const int64_t group = (row0 + r) / GROUP;
-        float *logits = w->logits + r * BLOCK_SLOTS;
-        if (float_keys) {
-            group_logits_f32(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
-        } else if (bank->type == LMI_KV_F16) {
-            group_logits_f16(rows, w->q + group * d * GROUP, keys, d, from, to, logits);
-        } else {
-            group_logits_q8_0(rows, w, group, bank, block, from, to, logits);
+    for (int half = 0; half < 2; half++) {
+        for (int64_t g = 0; g < n_groups; g++) {
+            const uint64_t bits = any[g] & (~(uint64_t)0 >> (BLOCK_SLOTS / 2)) << (half * (BLOCK_SLOTS / 2));
+            if (bits == 0) {
+                continue;
+            }
+            const int rows = (int)min_of(GROUP, n - g * GROUP);
+            const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+            const float *q = w->q + (row0 / GROUP + g) * d * GROUP;
+            float *logits = w->logits + g * GROUP * BLOCK_SLOTS;
+            if (float_keys) {
+                group_logits_f32(rows, q, keys, d, from, to, logits);
+            } else if (bank->type == LMI_KV_F16) {
+                group_logits_f16(rows, q, keys, d, from, to, logits);
+            } else {
+                group_logits_q8_0(rows, w, row0 / GROUP + g, bank, block, from, to, logits);
+            }
         }
     }
     fold_block(n, w->logits, seen, args->m + row0, args->z + row0, fade);
-    for (int64_t r = 0; r < n; r += GROUP) {
-        if (any[r / GROUP] == 0) {
-            continue;
-        }
-        const int rows = (int)min_of(GROUP, n - r);
-        const float *weights = w->logits + r * BLOCK_SLOTS;
-        float *o = args->o + (row0 + r) * d;
-        if (widened) {
-            group_values_panels(rows, weights, fade + r, seen + r, w, d, o);
-        } else if (bank->type == LMI_KV_F32) {
-            group_values_f32(rows, weights, fade + r, seen + r, values, d, o);
-        } else if (bank->type == LMI_KV_F16) {
-            group_values_f16(rows, weights, fade + r, seen + r, values, d, o);
-        } else {
-            group_values_q8_0(rows, weights, fade + r, seen + r, values, w->scales, d, o);
+    for (int64_t column = 0; column < d; column += widened ? 2 * LANES : d) {
+        for (int64_t g = 0; g < n_groups; g++) {
+            if (any[g] == 0) {
+                continue;
+            }
+            const int64_t r = g * GROUP;
+            const int rows = (int)min_of(GROUP, n - r);
+            const float *weights = w->logits + r * BLOCK_SLOTS;
+            float *o = args->o + (row0 + r) * d;
+            if (widened) {
+                const int64_t end = min_of(column + 2 * LANES, d);
+                group_values_panel(rows, weights, fade + r, seen + r, w->values + column * BLOCK_SLOTS, d, column, end, o);
+            } else if (bank->type == LMI_KV_F32) {
+                group_values_f32(rows, weights, fade + r, seen + r, values, d, o);
+            } else if (bank->type == LMI_KV_F16) {
+                group_values_f16(rows, weights, fade + r, seen + r, values, d, o);
+            } else {
+                group_values_q8_0(rows, weights, fade + r, seen + r, values, w->scales, d, o);
+            }
         }
     }
 }

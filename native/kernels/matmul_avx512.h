@@ -5,12 +5,7 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
-
-/* Every integer type: NAME of q4_0, ... */
-#define MATMUL_INTEGER_TYPES(X)                                                                                             \
-    X(Q4_0, q4_0)                                                                                                           \
-    X(Q4_1, q4_1) X(Q5_0, q5_0) X(Q5_1, q5_1) X(Q8_0, q8_0) X(IQ4_NL, iq4_nl) X(MXFP4, mxfp4) X(Q2_K, q2_K) X(Q3_K, q3_K) \
-        X(Q4_K, q4_K) X(Q5_K, q5_K) X(Q6_K, q6_K) X(IQ4_XS, iq4_xs)
+#include "kernels/matmul_parts.h"
 
 #define MATMUL_DECLARE(TYPE, NAME) \
     void matmul_rows_##NAME##_avx512(const matmul_args *a); \

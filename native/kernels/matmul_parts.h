@@ -10,6 +10,22 @@
 /* Up to this many tokens go row by row; more go through tiles. */
 enum { MATMUL_ROWWISE_TOKENS = 8 };
 
+/* The types whose blocks hold whole numbers: X(type, its name in identifiers). */
+#define MATMUL_INTEGER_TYPES(X) \
+    X(Q4_0, q4_0)               \
+    X(Q4_1, q4_1)               \
+    X(Q5_0, q5_0)               \
+    X(Q5_1, q5_1)               \
+    X(Q8_0, q8_0)               \
+    X(IQ4_NL, iq4_nl)           \
+    X(MXFP4, mxfp4)             \
+    X(Q2_K, q2_K)               \
+    X(Q3_K, q3_K)               \
+    X(Q4_K, q4_K)               \
+    X(Q5_K, q5_K)               \
+    X(Q6_K, q6_K)               \
+    X(IQ4_XS, iq4_xs)
+
 /* ---- packed rows, for their writers -------------------------------------------------------------------------------- */
 
 #define PACK_NAN_BITS 0x7fc00000u

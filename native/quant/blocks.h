@@ -6,6 +6,7 @@
 
 enum { QK = 32, QK_K = 256 };
 
+/* clang-format off */
 typedef struct { uint16_t d; uint8_t qs[16]; } block_q4_0;                            /* w = d * (q - 8) */
 typedef struct { uint16_t d, m; uint8_t qs[16]; } block_q4_1;                         /* w = d * q + m */
 typedef struct { uint16_t d; uint8_t qh[4]; uint8_t qs[16]; } block_q5_0;             /* w = d * (q - 16) */
@@ -19,6 +20,7 @@ typedef struct { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; uint16_t d;
 typedef struct { uint16_t d; uint8_t qs[16]; } block_iq4_nl;                          /* w = d * table[q] */
 typedef struct { uint16_t d, scales_h; uint8_t scales_l[4]; uint8_t qs[128]; } block_iq4_xs; /* 8 x 32: w = d * (sc - 32) * table[q] */
 typedef struct { uint8_t e; uint8_t qs[16]; } block_mxfp4;                            /* w = 2^(e - 127) * e2m1[q] */
+/* clang-format on */
 
 _Static_assert(sizeof(block_q4_0) == 18, "q4_0");
 _Static_assert(sizeof(block_q4_1) == 20, "q4_1");
@@ -34,7 +36,7 @@ _Static_assert(sizeof(block_iq4_nl) == 18, "iq4_nl");
 _Static_assert(sizeof(block_iq4_xs) == 136, "iq4_xs");
 _Static_assert(sizeof(block_mxfp4) == 17, "mxfp4");
 
-extern const int8_t quant_iq4_values[16];  /* IQ4_NL, IQ4_XS */
+extern const int8_t quant_iq4_values[16]; /* IQ4_NL, IQ4_XS */
 extern const int8_t quant_mxfp4_values[16]; /* twice the E2M1 values: 0 1 2 3 4 6 8 12 and their negatives */
 
 #endif

@@ -8,7 +8,8 @@
 
 #include "base/text.h"
 
-typedef enum quant_type { /* values as in GGUF files */
+/* Values as in GGUF files. */
+typedef enum quant_type {
     QUANT_F32 = 0,
     QUANT_F16 = 1,
     QUANT_Q4_0 = 2,

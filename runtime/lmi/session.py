@@ -213,10 +213,15 @@ class Session(Handle):
             return native()[1].lmi_session_nll(s, row, token)
 
     def _nll_rows(self, tokens, first: int, n: int) -> list[float]:
-        """NLL of tokens[1 : n + 1] of an int32_t * in rows first, first + 1, ...: one hold of the session for all."""
-        nll = native()[1].lmi_session_nll
+        """NLL of tokens[1 : n + 1] of an int32_t * in rows first, first + 1, ... of the last read; first -1: its last row."""
+        if not n:
+            return []
+        ffi, lib = native()
+        values = ffi.new("double[]", n)
         with self._use as s:
-            return [nll(s, first + i, tokens[i + 1]) for i in range(n)]
+            row = lib.lmi_session_n_rows(s) - 1 if first == -1 else first
+            check(lib.lmi_session_nll_rows(s, row, tokens + 1, n, values, self._error), self._error)
+        return ffi.unpack(values, n)
 
     # ---- where it is ----
 

@@ -10,12 +10,12 @@
 #include "../native/gguf_walk.h"
 #include "lmi.h"
 
-#define PROMISE(condition)                                                        \
-    do {                                                                          \
-        if (!(condition)) {                                                       \
-            fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                              \
-        }                                                                         \
+#define PROMISE(condition)                                                                                                     \
+    do {                                                                                                                       \
+        if (!(condition)) {                                                                                                    \
+            fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition);                                            \
+            abort();                                                                                                           \
+        }                                                                                                                      \
     } while (0)
 
 /* An error must be one that a user can act on: a status, one line of text. */
@@ -25,7 +25,8 @@ static void check_error(lmi_status status, const lmi_error *error) {
         good &= (unsigned char)*c >= 0x20 && *c != 0x7f;
     }
     if (!good) {
-        fprintf(stderr, "broken: status %d came with error status %d, message: %s\n", (int)status, (int)error->status, error->message);
+        fprintf(stderr, "broken: status %d came with error status %d, message: %s\n", (int)status, (int)error->status,
+                error->message);
         abort();
     }
 }
@@ -48,7 +49,8 @@ enum { TOKENS = 8 };
 
 /* Ids of a short text; without a vocabulary, any ids. */
 static size_t make_tokens(const lmi_model *model, const lmi_model_info *info, int32_t tokens[TOKENS]) {
-    static const char text[] = "The \xc3\xa9" "end, he said <s>\xff in 1999.";
+    static const char text[] = "The \xc3\xa9"
+                               "end, he said <s>\xff in 1999.";
     lmi_encoder *encoder = NULL;
     lmi_error error = {0};
     size_t n = 0;

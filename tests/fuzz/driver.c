@@ -201,8 +201,26 @@ static size_t insert_bytes(uint8_t *data, size_t size, size_t max_size, const ui
 }
 
 static void overwrite_number(uint8_t *data, size_t size) {
-    static const uint64_t edges[] = {0, 1, 2, 16, 127, 128, 255, 256, 1024, 32767, 32768, 65535, 65536, 0x7fffffff, 0x80000000,
-                                     0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffff};
+    static const uint64_t edges[] = {0,
+                                     1,
+                                     2,
+                                     16,
+                                     127,
+                                     128,
+                                     255,
+                                     256,
+                                     1024,
+                                     32767,
+                                     32768,
+                                     65535,
+                                     65536,
+                                     0x7fffffff,
+                                     0x80000000,
+                                     0xffffffff,
+                                     0x100000000,
+                                     0x7fffffffffffffff,
+                                     0x8000000000000000,
+                                     0xffffffffffffffff};
     size_t width = (size_t)1 << below(4);
     if (size >= width) {
         uint64_t value = edges[below(sizeof edges / sizeof *edges)] + (below(4) == 0 ? below(5) - 2 : 0);
@@ -222,11 +240,18 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size) {
         return insert_bytes(data, size, max_size, NULL, n);
     }
     switch (below(10)) {
-    case 0: data[at] ^= (uint8_t)(1u << below(8)); return size;
-    case 1: data[at] = (uint8_t)next_random(); return size;
+    case 0:
+        data[at] ^= (uint8_t)(1u << below(8));
+        return size;
+    case 1:
+        data[at] = (uint8_t)next_random();
+        return size;
     case 2:
-    case 3: overwrite_number(data, size); return size;
-    case 4: return insert_bytes(data, size, max_size, NULL, n);
+    case 3:
+        overwrite_number(data, size);
+        return size;
+    case 4:
+        return insert_bytes(data, size, max_size, NULL, n);
     case 5: /* remove */
         n = n < size - at ? n : size - at;
         memmove(data + at, data + at + n, size - at - n);
@@ -253,7 +278,8 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size) {
             memcpy(data + at, other->bytes + from, n);
         }
         return size;
-    default: return below(8) == 0 ? at : size;
+    default:
+        return below(8) == 0 ? at : size;
     }
 }
 
@@ -273,8 +299,9 @@ static long fuzz(double seconds, size_t max_size, const char *keep) {
         size_t size = corpus[which].size;
         memcpy(data, corpus[which].bytes, size);
         for (size_t k = (size_t)1 << below(4); k > 0; k--) {
-            size = LLVMFuzzerCustomMutator != NULL && below(4) != 0 ? LLVMFuzzerCustomMutator(data, size, max_size, (unsigned)next_random())
-                                                                   : LLVMFuzzerMutate(data, size, max_size);
+            size = LLVMFuzzerCustomMutator != NULL && below(4) != 0
+                       ? LLVMFuzzerCustomMutator(data, size, max_size, (unsigned)next_random())
+                       : LLVMFuzzerMutate(data, size, max_size);
         }
         runs++;
         if (run_input(data, size) > 0 && add_input(data, size) && keep != NULL) {
@@ -323,7 +350,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < COVERAGE_SIZE; i++) {
         pairs += (size_t)__builtin_popcount(seen[i]);
     }
-    printf("%zu inputs replayed, %ld mutations run, %zu inputs kept, %zu branches seen\n", replayed, runs, n_inputs - replayed, pairs);
+    printf("%zu inputs replayed, %ld mutations run, %zu inputs kept, %zu branches seen\n", replayed, runs, n_inputs - replayed,
+           pairs);
     for (size_t i = 0; i < n_inputs; i++) {
         free(corpus[i].bytes);
     }

@@ -25,5 +25,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
     uint64_t rng = seed;
-    return mutator_below(&rng, 4) == 0 ? LLVMFuzzerMutate(data, size, max_size) : mutate_gguf(data, size, max_size, NULL, 0, &rng);
+    return mutator_below(&rng, 4) == 0 ? LLVMFuzzerMutate(data, size, max_size)
+                                       : mutate_gguf(data, size, max_size, NULL, 0, &rng);
 }

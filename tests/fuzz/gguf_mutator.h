@@ -20,7 +20,7 @@ typedef struct gguf_map {
     struct {
         size_t begin, end;
     } keys[MUTATOR_ENTRIES], tensors[MUTATOR_ENTRIES];
-    size_t end;  /* of the metadata, as far as it could be followed */
+    size_t end; /* of the metadata, as far as it could be followed */
     size_t data; /* where the tensors' bytes begin */
 } gguf_map;
 
@@ -174,9 +174,46 @@ static inline void add_to_count(uint8_t *bytes, size_t size, size_t at, uint64_t
 
 static inline uint64_t edge_number(uint64_t *rng) {
     static const uint64_t edges[] = {
-        0, 1, 2, 3, 4, 7, 8, 9, 13, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 257, 1024, 32767, 32768, 65535, 65536, 65537,
-        0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 0xffffffffff, 0x10000000000, 0x1000000000000000, 0x1fffffffffffffff,
-        0x2000000000000001, 0x4000000000000000, 0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffe0, 0xffffffffffffffff,
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        13,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        127,
+        128,
+        255,
+        256,
+        257,
+        1024,
+        32767,
+        32768,
+        65535,
+        65536,
+        65537,
+        0x7fffffff,
+        0x80000000,
+        0xffffffff,
+        0x100000000,
+        0xffffffffff,
+        0x10000000000,
+        0x1000000000000000,
+        0x1fffffffffffffff,
+        0x2000000000000001,
+        0x4000000000000000,
+        0x7fffffffffffffff,
+        0x8000000000000000,
+        0xffffffffffffffe0,
+        0xffffffffffffffff,
     };
     uint64_t value = edges[mutator_below(rng, sizeof edges / sizeof *edges)];
     return mutator_below(rng, 4) == 0 ? value + mutator_below(rng, 5) - 2 : value;
@@ -196,9 +233,15 @@ static inline void change_field(uint8_t *bytes, const gguf_map *map, uint64_t *r
     uint64_t value = 0;
     memcpy(&value, at, size);
     switch (mutator_below(rng, 6)) {
-    case 0: value = edge_number(rng); break;
-    case 1: value += mutator_below(rng, 2) == 0 ? 1 : UINT64_MAX; break;
-    case 2: value ^= (uint64_t)1 << mutator_below(rng, 8 * size); break;
+    case 0:
+        value = edge_number(rng);
+        break;
+    case 1:
+        value += mutator_below(rng, 2) == 0 ? 1 : UINT64_MAX;
+        break;
+    case 2:
+        value ^= (uint64_t)1 << mutator_below(rng, 8 * size);
+        break;
     case 3: /* the value of another field of this size */
         if (map->fields[j].size == size) {
             memcpy(&value, bytes + map->fields[j].at, size);
@@ -231,8 +274,10 @@ static inline size_t change_entries(uint8_t *bytes, size_t size, size_t max, con
         return size;
     }
     const size_t i = mutator_below(rng, (size_t)n), j = mutator_below(rng, (size_t)n);
-    const size_t begin = tensors ? map->tensors[i].begin : map->keys[i].begin, end = tensors ? map->tensors[i].end : map->keys[i].end;
-    const size_t from = tensors ? map->tensors[j].begin : map->keys[j].begin, to = tensors ? map->tensors[j].end : map->keys[j].end;
+    const size_t begin = tensors ? map->tensors[i].begin : map->keys[i].begin,
+                 end = tensors ? map->tensors[i].end : map->keys[i].end;
+    const size_t from = tensors ? map->tensors[j].begin : map->keys[j].begin,
+                 to = tensors ? map->tensors[j].end : map->keys[j].end;
     size_t changed = size;
     uint64_t step = 0;
     uint8_t *entry = NULL;
@@ -292,7 +337,8 @@ static inline size_t change_text(uint8_t *bytes, size_t size, size_t max, const 
 }
 
 /* One change. `bytes` has room for `max`; `other` (may be NULL) is a file to take entries from. Returns the new size. */
-static inline size_t mutate_gguf(uint8_t *bytes, size_t size, size_t max, const uint8_t *other, size_t other_size, uint64_t *rng) {
+static inline size_t mutate_gguf(uint8_t *bytes, size_t size, size_t max, const uint8_t *other, size_t other_size,
+                                 uint64_t *rng) {
     gguf_map *map = malloc(sizeof *map);
     if (map == NULL || size == 0) {
         free(map);
@@ -306,14 +352,26 @@ static inline size_t mutate_gguf(uint8_t *bytes, size_t size, size_t max, const 
     case 3:
     case 4:
     case 5:
-    case 6: change_field(bytes, map, rng); break;
+    case 6:
+        change_field(bytes, map, rng);
+        break;
     case 7:
     case 8:
-    case 9: size = change_entries(bytes, size, max, map, other, other_size, rng); break;
-    case 10: size = change_text(bytes, size, max, map, rng); break;
-    case 11: add_to_count(bytes, size, mutator_below(rng, 2) == 0 ? 8 : 16, mutator_below(rng, 2) == 0 ? 1 : UINT64_MAX); break;
-    case 12: bytes[mutator_below(rng, map->end)] ^= (uint8_t)(1u << mutator_below(rng, 8)); break;
-    case 13: bytes[mutator_below(rng, map->end)] = (uint8_t)mutator_random(rng); break;
+    case 9:
+        size = change_entries(bytes, size, max, map, other, other_size, rng);
+        break;
+    case 10:
+        size = change_text(bytes, size, max, map, rng);
+        break;
+    case 11:
+        add_to_count(bytes, size, mutator_below(rng, 2) == 0 ? 8 : 16, mutator_below(rng, 2) == 0 ? 1 : UINT64_MAX);
+        break;
+    case 12:
+        bytes[mutator_below(rng, map->end)] ^= (uint8_t)(1u << mutator_below(rng, 8));
+        break;
+    case 13:
+        bytes[mutator_below(rng, map->end)] = (uint8_t)mutator_random(rng);
+        break;
     case 14: /* a hole or noise in the data */
         if (map->data < size) {
             size_t at = map->data + mutator_below(rng, size - map->data), n = 1 + mutator_below(rng, 64);
@@ -322,7 +380,9 @@ static inline size_t mutate_gguf(uint8_t *bytes, size_t size, size_t max, const 
             }
         }
         break;
-    default: size = mutator_below(rng, 2) == 0 ? mutator_below(rng, size + 1) : size - mutator_below(rng, size < 64 ? size : 64); break;
+    default:
+        size = mutator_below(rng, 2) == 0 ? mutator_below(rng, size + 1) : size - mutator_below(rng, size < 64 ? size : 64);
+        break;
     }
     free(map);
     return size;

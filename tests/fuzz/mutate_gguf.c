@@ -132,8 +132,9 @@ int main(int argc, char **argv) {
         double begin = seconds_now();
         run_mutations(seeds, count, base);
         run_cuts(seeds, step > 0 ? (size_t)step : 0);
-        printf("%ld files refused by the reader, %ld by the model, %ld ran; %.1f s, slowest %.3f s\n", tally.verdicts[FILE_REFUSED],
-               tally.verdicts[FILE_MODEL_REFUSED], tally.verdicts[FILE_RAN], seconds_now() - begin, tally.slowest);
+        printf("%ld files refused by the reader, %ld by the model, %ld ran; %.1f s, slowest %.3f s\n",
+               tally.verdicts[FILE_REFUSED], tally.verdicts[FILE_MODEL_REFUSED], tally.verdicts[FILE_RAN],
+               seconds_now() - begin, tally.slowest);
     }
     free_seeds(seeds);
     return failed;

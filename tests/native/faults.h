@@ -52,6 +52,8 @@ static inline int fault_now(uint64_t bytes) {
 void *__wrap_malloc(size_t size) { return fault_now(size) ? NULL : __real_malloc(size); }
 void *__wrap_calloc(size_t n, size_t size) { return fault_now((uint64_t)n * size) ? NULL : __real_calloc(n, size); }
 void *__wrap_realloc(void *old, size_t size) { return fault_now(size) ? NULL : __real_realloc(old, size); }
-void *__wrap_aligned_alloc(size_t alignment, size_t size) { return fault_now(size) ? NULL : __real_aligned_alloc(alignment, size); }
+void *__wrap_aligned_alloc(size_t alignment, size_t size) {
+    return fault_now(size) ? NULL : __real_aligned_alloc(alignment, size);
+}
 
 #endif

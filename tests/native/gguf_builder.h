@@ -27,7 +27,7 @@ typedef struct builder {
     uint8_t *bytes;
     size_t size, capacity;
     uint64_t alignment; /* of tensors; 0: 32 */
-    uint64_t next;      /* offset of the next tensor, from the start of the data */
+    uint64_t next; /* offset of the next tensor, from the start of the data */
     int n_tensors;
     struct {
         uint32_t type;
@@ -168,20 +168,42 @@ static inline void build_block(uint32_t type, uint8_t *block, uint32_t n_bytes, 
     float value = ((float)(build_random(state) % 2001) - 1000.0f) * 2e-4f;
     uint16_t half = f32_to_f16(value), brain = (uint16_t)(f32_to_bits(value) >> 16);
     switch (type) {
-    case QUANT_F32: memcpy(block, &value, 4); break;
-    case QUANT_F16: memcpy(block, &half, 2); break;
-    case QUANT_BF16: memcpy(block, &brain, 2); break;
+    case QUANT_F32:
+        memcpy(block, &value, 4);
+        break;
+    case QUANT_F16:
+        memcpy(block, &half, 2);
+        break;
+    case QUANT_BF16:
+        memcpy(block, &brain, 2);
+        break;
     case QUANT_Q4_1:
-    case QUANT_Q5_1: memcpy(block, &d, 2), memset(block + 2, 0, 2); break;
-    case QUANT_Q2_K: memcpy(block + 80, &d, 2), memcpy(block + 82, &small, 2); break;
-    case QUANT_Q3_K: memcpy(block + 108, &small, 2); break;
-    case QUANT_Q6_K: memcpy(block + 208, &small, 2); break;
+    case QUANT_Q5_1:
+        memcpy(block, &d, 2), memset(block + 2, 0, 2);
+        break;
+    case QUANT_Q2_K:
+        memcpy(block + 80, &d, 2), memcpy(block + 82, &small, 2);
+        break;
+    case QUANT_Q3_K:
+        memcpy(block + 108, &small, 2);
+        break;
+    case QUANT_Q6_K:
+        memcpy(block + 208, &small, 2);
+        break;
     case QUANT_Q4_K:
-    case QUANT_Q5_K: memcpy(block, &small, 2), memcpy(block + 2, &small, 2); break;
+    case QUANT_Q5_K:
+        memcpy(block, &small, 2), memcpy(block + 2, &small, 2);
+        break;
     case QUANT_IQ4_NL:
-    case QUANT_IQ4_XS: memcpy(block, &small, 2); break;
-    case QUANT_MXFP4: block[0] = 120; break;
-    default: memcpy(block, &d, 2); break;
+    case QUANT_IQ4_XS:
+        memcpy(block, &small, 2);
+        break;
+    case QUANT_MXFP4:
+        block[0] = 120;
+        break;
+    default:
+        memcpy(block, &d, 2);
+        break;
     }
 }
 
@@ -225,8 +247,30 @@ static inline int put_utf8(char *text, uint32_t c) { /* up to U+07FF: all that i
 /* SentencePiece: <unk> <s> </s>, 256 bytes, and pieces that merge. Returns the number of tokens. */
 static inline int build_spm(builder *b) {
     static const char *const pieces[] = {
-        "\xe2\x96\x81the", "\xe2\x96\x81t", "he", "in", "\xe2\x96\x81" "a", "er", "on", "\xe2\x96\x81", "t", "h", "e", "i", "n",
-        "a",  "r",  "o",  "s",  "d",  "l",  "u",  ".",  ",",  "\xc3\xa9",
+        "\xe2\x96\x81the",
+        "\xe2\x96\x81t",
+        "he",
+        "in",
+        "\xe2\x96\x81"
+        "a",
+        "er",
+        "on",
+        "\xe2\x96\x81",
+        "t",
+        "h",
+        "e",
+        "i",
+        "n",
+        "a",
+        "r",
+        "o",
+        "s",
+        "d",
+        "l",
+        "u",
+        ".",
+        ",",
+        "\xc3\xa9",
     };
     enum { N_PIECES = sizeof pieces / sizeof *pieces, N = 3 + 256 + N_PIECES };
     build_string(b, "tokenizer.ggml.model", "llama");
@@ -259,7 +303,14 @@ static inline int build_spm(builder *b) {
 
 /* Byte-level BPE: 256 bytes in GPT-2's letters, a few merges, one control token. Returns the number of tokens. */
 static inline int build_bpe(builder *b) {
-    static const char *const merged[] = {"th", "the", "\xc4\xa0t", "\xc4\xa0the", "in", "er", "\xc4\xa0" "a"};
+    static const char *const merged[] = {"th",
+                                         "the",
+                                         "\xc4\xa0t",
+                                         "\xc4\xa0the",
+                                         "in",
+                                         "er",
+                                         "\xc4\xa0"
+                                         "a"};
     static const char *const merges[] = {"t h", "th e", "\xc4\xa0 t", "\xc4\xa0t he", "i n", "e r", "\xc4\xa0 a", "h e"};
     enum { N_MERGED = sizeof merged / sizeof *merged, N_MERGES = sizeof merges / sizeof *merges, N = 256 + N_MERGED + 2 };
     build_string(b, "tokenizer.ggml.model", "gpt2");

@@ -163,7 +163,8 @@ static void test_numbers(void) {
     static const struct {
         const char *name;
         int64_t value;
-    } ints[] = {{"u8", 200}, {"i8", -56}, {"u16", 60000}, {"i16", -5536}, {"u32", 4000000000}, {"i32", -294967296}, {"i64", -1}};
+    } ints[] = {{"u8", 200},         {"i8", -56},         {"u16", 60000}, {"i16", -5536},
+                {"u32", 4000000000}, {"i32", -294967296}, {"i64", -1}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
         CHECK(gguf_get_int(file, ints[i].name, GGUF_REQUIRED, INT64_MIN, INT64_MAX, &whole, &error) == LMI_OK);
         CHECK(whole == ints[i].value, "%s is %lld", ints[i].name, (long long)whole);
@@ -179,8 +180,10 @@ static void test_numbers(void) {
     CHECK(strstr(error.message, "18446744073709551615") != NULL, "%s", error.message);
     CHECK(gguf_int_at(file, gguf_find_key(file, "u64"), 0) == INT64_MAX);
     CHECK(gguf_real_at(file, gguf_find_key(file, "u64"), 0) == 0x1p64);
-    CHECK(gguf_int_at(file, gguf_find_key(file, "f64"), 0) == INT64_MIN && gguf_int_at(file, gguf_find_key(file, "nan"), 0) == 0);
-    CHECK(gguf_int_at(file, gguf_find_key(file, "inf"), 0) == INT64_MAX && gguf_int_at(file, gguf_find_key(file, "f32"), 0) == 1);
+    CHECK(gguf_int_at(file, gguf_find_key(file, "f64"), 0) == INT64_MIN &&
+          gguf_int_at(file, gguf_find_key(file, "nan"), 0) == 0);
+    CHECK(gguf_int_at(file, gguf_find_key(file, "inf"), 0) == INT64_MAX &&
+          gguf_int_at(file, gguf_find_key(file, "f32"), 0) == 1);
 
     CHECK(gguf_get_real(file, "f32", GGUF_REQUIRED, 0.0, 2.0, &real, &error) == LMI_OK && real == 1.5);
     CHECK(gguf_get_real(file, "f64", GGUF_REQUIRED, -INFINITY, 2.0, &real, &error) == LMI_OK && real == -1e300);
@@ -300,6 +303,40 @@ static void test_many_names(void) {
     build_free(&b);
 }
 
+/* The largest vocabulary seen (262,144 tokens, 514,906 merges): a reader that took care of each element by itself became
+ * very slow (llama.cpp#19856). */
+static void test_large_vocabulary(void) {
+    builder b = {0};
+    char text[64];
+    build_begin(&b, 3);
+    build_array(&b, "tokenizer.ggml.tokens", GGUF_STRING, 262144);
+    for (int i = 0; i < 262144; i++) {
+        snprintf(text, sizeof text, "token%d", i);
+        put_string(&b, text);
+    }
+    build_array(&b, "tokenizer.ggml.scores", GGUF_F32, 262144);
+    for (int i = 0; i < 262144; i++) {
+        put_f32(&b, (float)-i);
+    }
+    build_array(&b, "tokenizer.ggml.merges", GGUF_STRING, 514906);
+    for (int i = 0; i < 514906; i++) {
+        snprintf(text, sizeof text, "left%d right%d", i, i);
+        put_string(&b, text);
+    }
+    lmi_error error = {0};
+    gguf *file = NULL;
+    double best = 1e9;
+    for (int round = 0; round < 5; round++) {
+        clock_t begin = clock();
+        CHECK(gguf_open(b.bytes, b.size, &file, &error) == LMI_OK, "%s", error.message);
+        double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+        best = seconds < best ? seconds : best;
+        gguf_close(file);
+    }
+    CHECK(best < 0.3, "%.3f s for %zu bytes of metadata", best, b.size);
+    build_free(&b);
+}
+
 int main(void) {
     test_least_files();
     test_limits_are_inside();
@@ -310,5 +347,6 @@ int main(void) {
     test_arrays();
     test_names();
     test_many_names();
+    test_large_vocabulary();
     return check_report();
 }

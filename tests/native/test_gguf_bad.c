@@ -8,7 +8,8 @@
 
 static builder good;
 
-static void refuse_bytes(const void *bytes, size_t size, const char *id, lmi_status status, uint64_t offset, const char *words) {
+static void refuse_bytes(const void *bytes, size_t size, const char *id, lmi_status status, uint64_t offset,
+                         const char *words) {
     lmi_error error = {0};
     long broken = 0;
     lmi_status found = walk_copy(bytes, size, &error, &broken);
@@ -93,8 +94,10 @@ static void test_header(void) {
     static const struct {
         uint32_t version;
         const char *words;
-    } versions[] = {{0, "version 0;"},  {1, "GGUF version 1; lmi reads 2 and 3"}, {4, "version 4;"},          {77, "version 77;"},
-                    {0x10003, "65539"}, {0x03000000, "big-endian"},               {0x02000000, "big-endian"}, {0xffffffff, "4294967295"}};
+    } versions[] = {{0, "version 0;"},          {1, "GGUF version 1; lmi reads 2 and 3"},
+                    {4, "version 4;"},          {77, "version 77;"},
+                    {0x10003, "65539"},         {0x03000000, "big-endian"},
+                    {0x02000000, "big-endian"}, {0xffffffff, "4294967295"}};
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
         build_begin(&b, versions[i].version);
         damaged(&b, versions[i].words, 4, versions[i].words);
@@ -233,15 +236,16 @@ static void test_strings(void) {
     fill_up(&b);
     damaged(&b, "string beyond the end", b.size, "file is incomplete: key \"k\" needs bytes up to 16,777,");
     begin_keys(&b);
-    put_string(&b, "k"), put_u32(&b, GGUF_ARRAY), put_u32(&b, GGUF_STRING), put_u64(&b, 2), put_string(&b, "fine"), put_u64(&b, 41);
+    put_string(&b, "k"), put_u32(&b, GGUF_ARRAY), put_u32(&b, GGUF_STRING), put_u64(&b, 2), put_string(&b, "fine"),
+        put_u64(&b, 41);
     fill_up(&b);
     damaged(&b, "string of an array beyond the end", b.size, "file is incomplete: key \"k\"");
 }
 
 static void test_arrays(void) {
     builder b = {0};
-    static const uint64_t counts[] = {16777217,           (uint64_t)1 << 32, (uint64_t)1 << 60, ((uint64_t)1 << 61) + 1,
-                                      (uint64_t)1 << 62,  (uint64_t)1 << 63, UINT64_MAX};
+    static const uint64_t counts[] = {16777217,          (uint64_t)1 << 32, (uint64_t)1 << 60, ((uint64_t)1 << 61) + 1,
+                                      (uint64_t)1 << 62, (uint64_t)1 << 63, UINT64_MAX};
     for (uint32_t element = 0; element <= 12; element++) {
         for (size_t i = 0; i < sizeof counts / sizeof *counts && element != GGUF_ARRAY; i++) {
             begin_keys(&b);
@@ -302,7 +306,8 @@ static void test_alignment(void) {
         put_string(&b, "general.alignment"), put_u32(&b, GGUF_U32), put_u32(&b, values[i]);
         build_tensor(&b, "t", QUANT_F32, 1, (int64_t[]){8});
         build_data(&b);
-        damaged(&b, values[i] == 0 ? "CVE-2025-0317" : "oss-security 2026-05-15 V-01", at, "is not a power of two from 8 to 65,536");
+        damaged(&b, values[i] == 0 ? "CVE-2025-0317" : "oss-security 2026-05-15 V-01", at,
+                "is not a power of two from 8 to 65,536");
     }
     for (uint32_t type = 0; type <= 12; type++) {
         if (type != GGUF_U32 && type != GGUF_ARRAY) {
@@ -389,10 +394,10 @@ static void test_shapes(void) {
         }
     }
     static const uint64_t products[][4] = {
-        {(uint64_t)1 << 40, (uint64_t)1 << 40, 1, 1},                            /* 2^80: 65,536 times zero when it wraps */
-        {(uint64_t)1 << 32, (uint64_t)1 << 32, 1, 1},                            /* 2^64: wraps to 0 */
-        {(uint64_t)1 << 32, (uint64_t)1 << 31, 1, 1},                            /* 2^63: negative as int64 */
-        {(uint64_t)1 << 16, (uint64_t)1 << 16, (uint64_t)1 << 16, 65537 << 1},   /* wraps to something small */
+        {(uint64_t)1 << 40, (uint64_t)1 << 40, 1, 1}, /* 2^80: 65,536 times zero when it wraps */
+        {(uint64_t)1 << 32, (uint64_t)1 << 32, 1, 1}, /* 2^64: wraps to 0 */
+        {(uint64_t)1 << 32, (uint64_t)1 << 31, 1, 1}, /* 2^63: negative as int64 */
+        {(uint64_t)1 << 16, (uint64_t)1 << 16, (uint64_t)1 << 16, 65537 << 1}, /* wraps to something small */
         {(uint64_t)1 << 40, (uint64_t)1 << 20, 1024, 1024},
     };
     static const int seen_at[] = {1, 1, 1, 3, 2};
@@ -419,7 +424,8 @@ static void test_types(void) {
             if (quant_name(type) != NULL) {
                 snprintf(words, sizeof words, "tensor type %s (blk.0.ffn_up.weight) is not supported", quant_name(type));
             } else {
-                snprintf(words, sizeof words, type < 256 ? "tensor type %u (blk.0.ffn_up.weight) is not known" : "tensor type %u", type);
+                snprintf(words, sizeof words,
+                         type < 256 ? "tensor type %u (blk.0.ffn_up.weight) is not known" : "tensor type %u", type);
             }
             refuse(&b, "wonbrand: type of a tensor", type < 256 ? LMI_UNSUPPORTED : LMI_BAD_FORMAT, at, words);
         }
@@ -481,7 +487,8 @@ static void test_offsets(void) {
     begin_tensors(&b);
     build_raw_tensor(&b, "t", 1, (uint64_t[]){8}, QUANT_F32, (uint64_t)1 << 62);
     end_tensors(&b);
-    refuse(&b, "CVE-2026-7482: offset beyond the end", LMI_BAD_FORMAT, b.size, "file is incomplete: tensor t needs bytes up to 4,611,");
+    refuse(&b, "CVE-2026-7482: offset beyond the end", LMI_BAD_FORMAT, b.size,
+           "file is incomplete: tensor t needs bytes up to 4,611,");
 
     begin_tensors(&b);
     build_raw_tensor(&b, "blk.31.ffn_down.weight", 2, (uint64_t[]){1024, 1024}, QUANT_F32, 64);
@@ -491,7 +498,8 @@ static void test_offsets(void) {
 
     build_llama(&b, QUANT_Q8_0, BUILD_SPM);
     b.size -= 1;
-    refuse(&b, "llama.cpp#6774: one byte short", LMI_BAD_FORMAT, b.size, "file is incomplete: tensor output_norm.weight needs bytes up to");
+    refuse(&b, "llama.cpp#6774: one byte short", LMI_BAD_FORMAT, b.size,
+           "file is incomplete: tensor output_norm.weight needs bytes up to");
     build_llama(&b, QUANT_F32, BUILD_SPM);
     b.size = b.size * 13 / 20 + 1;
     refuse(&b, "65 of 100", LMI_BAD_FORMAT, b.size, "(65 %)");

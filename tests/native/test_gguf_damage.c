@@ -57,8 +57,21 @@ static void test_bit_flips(const builder *b, uint64_t metadata) {
 
 static void test_edge_words(const builder *b, uint64_t metadata) {
     static const uint64_t words[] = {
-        0, 1, 2, 255, 256, 65535, 65536, 0x7fffffff, 0x80000000, 0xffffffff, (uint64_t)1 << 32, (uint64_t)1 << 61,
-        INT64_MAX, (uint64_t)1 << 63, UINT64_MAX,
+        0,
+        1,
+        2,
+        255,
+        256,
+        65535,
+        65536,
+        0x7fffffff,
+        0x80000000,
+        0xffffffff,
+        (uint64_t)1 << 32,
+        (uint64_t)1 << 61,
+        INT64_MAX,
+        (uint64_t)1 << 63,
+        UINT64_MAX,
     };
     tally t = {0};
     for (size_t at = 4; at + 8 <= metadata; at++) {

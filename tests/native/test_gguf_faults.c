@@ -19,7 +19,8 @@ static void test_each_allocation(const builder *b) {
                 break;
             }
             failures++;
-            CHECK(status == LMI_OUT_OF_MEMORY && file == NULL && error.status == status, "allocation %ld: status %d", k, (int)status);
+            CHECK(status == LMI_OUT_OF_MEMORY && file == NULL && error.status == status, "allocation %ld: status %d", k,
+                  (int)status);
             CHECK(error.message[0] != '\0', "allocation %ld", k);
             CHECK(gguf_open(b->bytes, b->size, &file, &error) == LMI_OK, "after allocation %ld: %s", k, error.message);
             gguf_close(file);
@@ -44,8 +45,18 @@ static void test_amplification(const builder *model) {
     CHECK(status == LMI_OK && asked < model->size, "%llu bytes asked for, file of %zu", (unsigned long long)asked, model->size);
 
     uint8_t *copy = malloc(model->size);
-    static const uint64_t words[] = {1,     255,       65535,         65536,         1u << 20,      0x7fffffff,
-                                     1u << 31, UINT32_MAX, (uint64_t)1 << 32, (uint64_t)1 << 40, (uint64_t)1 << 61, UINT64_MAX};
+    static const uint64_t words[] = {1,
+                                     255,
+                                     65535,
+                                     65536,
+                                     1u << 20,
+                                     0x7fffffff,
+                                     1u << 31,
+                                     UINT32_MAX,
+                                     (uint64_t)1 << 32,
+                                     (uint64_t)1 << 40,
+                                     (uint64_t)1 << 61,
+                                     UINT64_MAX};
     for (size_t at = 0; copy != NULL && at + 8 <= 2048; at++) {
         for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
             memcpy(copy, model->bytes, model->size);

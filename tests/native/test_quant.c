@@ -32,8 +32,12 @@ static int nibble32(const uint8_t *qs, int i) { return bits(qs, 8 * (i % 16) + 4
 /* Quant i of 256 in parts of 2 bits: byte i mod 32 of each half, pair (i / 32) mod 4. */
 static int pair256(const uint8_t *qs, int i) { return bits(qs, 8 * (32 * (i / 128) + i % 32) + 2 * (i / 32 % 4), 2); }
 
-static int k_scale(const uint8_t *s, int g) { return g < 4 ? bits(s, 8 * g, 6) : bits(s, 8 * (g + 4), 4) + 16 * bits(s, 8 * (g - 4) + 6, 2); }
-static int k_min(const uint8_t *s, int g) { return g < 4 ? bits(s, 8 * (g + 4), 6) : bits(s, 8 * (g + 4) + 4, 4) + 16 * bits(s, 8 * g + 6, 2); }
+static int k_scale(const uint8_t *s, int g) {
+    return g < 4 ? bits(s, 8 * g, 6) : bits(s, 8 * (g + 4), 4) + 16 * bits(s, 8 * (g - 4) + 6, 2);
+}
+static int k_min(const uint8_t *s, int g) {
+    return g < 4 ? bits(s, 8 * (g + 4), 6) : bits(s, 8 * (g + 4) + 4, 4) + 16 * bits(s, 8 * g + 6, 2);
+}
 
 static const int iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const double e2m1[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
@@ -45,18 +49,24 @@ static double slow_value(quant_type type, const uint8_t *b, int i) {
         memcpy(&value, b, 4);
         return (double)value;
     }
-    case QUANT_F16: return half_at(b);
+    case QUANT_F16:
+        return half_at(b);
     case QUANT_BF16: {
         uint8_t wide[4] = {0, 0, b[0], b[1]};
         float value;
         memcpy(&value, wide, 4);
         return (double)value;
     }
-    case QUANT_Q4_0: return half_at(b) * (nibble32(b + 2, i) - 8);
-    case QUANT_Q4_1: return half_at(b) * nibble32(b + 4, i) + half_at(b + 2);
-    case QUANT_Q5_0: return half_at(b) * (nibble32(b + 6, i) + 16 * bits(b + 2, i, 1) - 16);
-    case QUANT_Q5_1: return half_at(b) * (nibble32(b + 8, i) + 16 * bits(b + 4, i, 1)) + half_at(b + 2);
-    case QUANT_Q8_0: return half_at(b) * (b[2 + i] < 128 ? b[2 + i] : b[2 + i] - 256);
+    case QUANT_Q4_0:
+        return half_at(b) * (nibble32(b + 2, i) - 8);
+    case QUANT_Q4_1:
+        return half_at(b) * nibble32(b + 4, i) + half_at(b + 2);
+    case QUANT_Q5_0:
+        return half_at(b) * (nibble32(b + 6, i) + 16 * bits(b + 2, i, 1) - 16);
+    case QUANT_Q5_1:
+        return half_at(b) * (nibble32(b + 8, i) + 16 * bits(b + 4, i, 1)) + half_at(b + 2);
+    case QUANT_Q8_0:
+        return half_at(b) * (b[2 + i] < 128 ? b[2 + i] : b[2 + i] - 256);
     case QUANT_Q2_K:
         return half_at(b + 80) * bits(b, 8 * (i / 16), 4) * pair256(b + 16, i) - half_at(b + 82) * bits(b, 8 * (i / 16) + 4, 4);
     case QUANT_Q3_K: {
@@ -78,7 +88,8 @@ static double slow_value(quant_type type, const uint8_t *b, int i) {
         int scale = b[192 + i / 16] < 128 ? b[192 + i / 16] : b[192 + i / 16] - 256;
         return half_at(b + 208) * scale * (low + 16 * high - 32);
     }
-    case QUANT_IQ4_NL: return half_at(b) * iq4[nibble32(b + 2, i)];
+    case QUANT_IQ4_NL:
+        return half_at(b) * iq4[nibble32(b + 2, i)];
     case QUANT_IQ4_XS: {
         int g = i / 32, scale = bits(b + 4, 4 * g, 4) + 16 * bits(b + 2, 2 * g, 2) - 32;
         return half_at(b) * scale * iq4[nibble32(b + 8 + 16 * g, i % 32)];
@@ -87,7 +98,8 @@ static double slow_value(quant_type type, const uint8_t *b, int i) {
         int q = nibble32(b + 1, i);
         return ldexp(q < 8 ? e2m1[q] : -e2m1[q - 8], b[0] - 127);
     }
-    default: return NAN;
+    default:
+        return NAN;
     }
 }
 
@@ -98,10 +110,12 @@ static const struct {
     const char *name;
     uint32_t values, bytes;
 } expected[] = {
-    {QUANT_F32, "F32", 1, 4},      {QUANT_F16, "F16", 1, 2},      {QUANT_BF16, "BF16", 1, 2},     {QUANT_Q4_0, "Q4_0", 32, 18},
-    {QUANT_Q4_1, "Q4_1", 32, 20},  {QUANT_Q5_0, "Q5_0", 32, 22},  {QUANT_Q5_1, "Q5_1", 32, 24},   {QUANT_Q8_0, "Q8_0", 32, 34},
-    {QUANT_Q2_K, "Q2_K", 256, 84}, {QUANT_Q3_K, "Q3_K", 256, 110}, {QUANT_Q4_K, "Q4_K", 256, 144}, {QUANT_Q5_K, "Q5_K", 256, 176},
-    {QUANT_Q6_K, "Q6_K", 256, 210}, {QUANT_IQ4_NL, "IQ4_NL", 32, 18}, {QUANT_IQ4_XS, "IQ4_XS", 256, 136}, {QUANT_MXFP4, "MXFP4", 32, 17},
+    {QUANT_F32, "F32", 1, 4},       {QUANT_F16, "F16", 1, 2},         {QUANT_BF16, "BF16", 1, 2},
+    {QUANT_Q4_0, "Q4_0", 32, 18},   {QUANT_Q4_1, "Q4_1", 32, 20},     {QUANT_Q5_0, "Q5_0", 32, 22},
+    {QUANT_Q5_1, "Q5_1", 32, 24},   {QUANT_Q8_0, "Q8_0", 32, 34},     {QUANT_Q2_K, "Q2_K", 256, 84},
+    {QUANT_Q3_K, "Q3_K", 256, 110}, {QUANT_Q4_K, "Q4_K", 256, 144},   {QUANT_Q5_K, "Q5_K", 256, 176},
+    {QUANT_Q6_K, "Q6_K", 256, 210}, {QUANT_IQ4_NL, "IQ4_NL", 32, 18}, {QUANT_IQ4_XS, "IQ4_XS", 256, 136},
+    {QUANT_MXFP4, "MXFP4", 32, 17},
 };
 enum { N_EXPECTED = sizeof expected / sizeof *expected };
 
@@ -122,14 +136,17 @@ static void test_table(void) {
     CHECK(quant_find(UINT32_MAX) == NULL && quant_find(QUANT_TYPE_END) == NULL && quant_name(UINT32_MAX) == NULL, " ");
     CHECK(quant_find_name(text_of("IQ2_XXS")) == NULL && quant_find_name(text_of("")) == NULL, " ");
     CHECK(quant_find_name(text_of("Q4_")) == NULL && quant_find_name(text_of("Q4_00")) == NULL, " ");
-    CHECK(strcmp(quant_name(16), "IQ2_XXS") == 0 && strcmp(quant_name(34), "TQ1_0") == 0 && strcmp(quant_name(40), "NVFP4") == 0, " ");
+    CHECK(strcmp(quant_name(16), "IQ2_XXS") == 0 && strcmp(quant_name(34), "TQ1_0") == 0 &&
+              strcmp(quant_name(40), "NVFP4") == 0,
+          " ");
 }
 
 static void check_value(const char *name, float value, double exact, int block, int i) {
     if (isnan(exact)) {
         CHECK(isnan(value), "%s block %d value %d: %g, expected NaN", name, block, i, (double)value);
     } else if (fabs(exact) > 3.4028234663852886e38) {
-        CHECK(isinf(value) && (value > 0) == (exact > 0), "%s block %d value %d: %g, expected %g", name, block, i, (double)value, exact);
+        CHECK(isinf(value) && (value > 0) == (exact > 0), "%s block %d value %d: %g, expected %g", name, block, i,
+              (double)value, exact);
     } else {
         CHECK(fabs((double)value - exact) <= 0x1p-24 * fabs(exact), "%s block %d value %d: %.9g, expected %.9g", name, block, i,
               (double)value, exact);
@@ -153,7 +170,8 @@ static void test_decoders(void) {
         CHECK(values[0] == 12345.0f && values[n + 1] == 12345.0f, "%s writes outside", info->name);
         for (int i = 0; i < n; i++) {
             int block = i / (int)info->block_values, lane = i % (int)info->block_values;
-            check_value(info->name, values[i + 1], slow_value(info->type, blocks + 1 + block * (int)info->block_bytes, lane), block, lane);
+            check_value(info->name, values[i + 1], slow_value(info->type, blocks + 1 + block * (int)info->block_bytes, lane),
+                        block, lane);
         }
         info->to_f32(blocks + 1, values, 0);
         CHECK(values[0] == 12345.0f, "%s writes without a block", info->name);

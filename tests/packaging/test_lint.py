@@ -50,10 +50,10 @@ def test_what_is_allowed_passes(name, line):
     ("name", "text", "n"),
     [
         ("runtime/lmi/model.py", "from lmi.cli import main", 1),
-        ("runtime/lmi/model.py", "import numpy as np", 1),
-        ("runtime/lmi/model.py", "def logits():\n    import numpy as np\n", 0),
+        ("runtime/lmi/model.py", "def run():\n    import lmi.server.app\n", 1),
+        ("runtime/lmi/model.py", "import lmi_convert", 1),
         ("runtime/lmi/cli/run.py", "from lmi.cli import console", 0),
-        ("runtime/lmi/cli/run.py", "import gguf", 1),
+        ("runtime/lmi/__main__.py", "from lmi.cli.main import main", 0),
     ],
 )
 def test_python_rules(name, text, n):

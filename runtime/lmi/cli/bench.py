@@ -36,13 +36,13 @@ COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "GB/s
 @model_options
 @output_options
 def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, sinks, kv_type, chunk, **opening):
-    """Measure reading (pp) and writing (tg) speed, at any depth.
+    """Measure reading and writing speed, at any depth.
 
     \b
       lmi bench model.gguf
       lmi bench model.gguf -p 0 -n 64 -d 0,4096,65536,1000000
 
-    t/s is the median of the repetitions ± standard deviation. GB/s is what a step fetches, weights and visible context,
+    pp reads many tokens at once, tg one after the other. t/s is the median of the repetitions ± standard deviation. GB/s is what a step fetches, weights and visible context,
     times steps a second. A depth is reached by filling the whole buffer with real tokens at their real positions, not by
     reading all of them.
     """

@@ -27,14 +27,15 @@ from lmi.text import TextFile, typed, utf8_blocks
 )
 @output_options
 def tokenize(model, console, file, text, form, bos, special, on_error):
-    """Turn text into tokens: one a line, id and text.
+    """Turn text into tokens.
 
     \b
       lmi tokenize model.gguf --text "Hello world"
       lmi tokenize model.gguf --prompt book.txt --count
       cat book.txt | lmi tokenize model.gguf --ids > ids.txt
 
-    Works on vocabulary-only files too. The text is read as a stream, whatever its size.
+    Prints one a line, id and text, unless told otherwise. Works on vocabulary-only files too. The text is read as a stream,
+    whatever its size.
     """
     if file is not None and text is not None:
         raise click.UsageError("Give --prompt or --text, not both.")

@@ -1,0 +1,213 @@
+/* Few tokens, AVX2: one pass over each row of weights, as it lies in the file, for up to four tokens.
+ *
+ * 32 columns at a time: vpmaddubsw leaves sixteen sums of two products in 16 bits, exact for every type (see top in
+ * matmul_unpack_avx2.h). Multiplying these with integer scales, or with 1, widens them to 32 bits. */
+#include "kernels/matmul_unpack_avx2.h"
+
+#include "kernels/matmul_avx2.h"
+
+enum { PASS_TOKENS = 4 };
+
+/* For types with an offset: offset times the sum of each pair of activations, to be taken off. */
+typedef struct pass {
+    const int8_t *x[PASS_TOKENS];
+    const int16_t *excess[PASS_TOKENS]; /* [k / 2], 32-byte aligned */
+} pass;
+
+size_t matmul_rows_scratch_avx2(int64_t k) { return PASS_TOKENS * act_round((size_t)k); }
+
+static void fill_excess(const int8_t *x, int64_t k, int offset, int16_t *excess) {
+    for (int64_t c = 0; c < k; c += 32) {
+        __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8((char)offset), load_256(x + c));
+        _mm256_store_si256((__m256i *)(void *)(excess + c / 2), sums);
+    }
+}
+
+INLINE const void *token_row(const matmul_args *a, int64_t t) { return (const char *)a->x + (size_t)t * a->x_stride; }
+
+INLINE pass begin_pass(const matmul_args *a, int64_t t0, int n, int offset) {
+    pass p;
+    for (int t = 0; t < n; t++) {
+        p.x[t] = act_q8(token_row(a, t0 + t));
+        p.excess[t] = NULL;
+        if (offset != 0) {
+            int16_t *excess = (int16_t *)(void *)((char *)a->scratch + (size_t)t * act_round((size_t)a->k));
+            fill_excess(p.x[t], a->k, offset, excess);
+            p.excess[t] = excess;
+        }
+    }
+    return p;
+}
+
+/* Sums of pairs of products of 32 columns; u_or_q as the type has it. */
+INLINE __m256i pairs_of_32(const pass *p, int t, int64_t block, __m256i u_or_q, int offset, bool is_signed) {
+    __m256i x = load_256(p->x[t] + 32 * block);
+    if (is_signed) {
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(u_or_q), _mm256_sign_epi8(x, u_or_q));
+    }
+    __m256i pairs = _mm256_maddubs_epi16(u_or_q, x);
+    return offset != 0 ? _mm256_sub_epi16(pairs, load_256(p->excess[t] + 16 * block)) : pairs;
+}
+
+/* As in matmul_rows_avx512.c: without this the arithmetic and the memory take turns. */
+INLINE void fetch_ahead(const uint8_t *b, int bytes) {
+    const uintptr_t distance = 2048;
+    for (int i = 0; i < bytes; i += 64) {
+        _mm_prefetch((const void *)((uintptr_t)b + distance + (uintptr_t)i), _MM_HINT_T0);
+    }
+}
+
+/* ---- blocks of 32 -------------------------------------------------------------------------------------------------- */
+
+typedef struct sums_32 {
+    __m256 dots[PASS_TOKENS];
+    __m256 minima[PASS_TOKENS];
+} sums_32;
+
+/* Up to eight blocks from block g (a multiple of 8) on. */
+INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum, const uint8_t *b,
+                          int64_t g, int n_blocks, int n, sums_32 *s) {
+    const size_t bytes = (size_t)type->bytes;
+    fetch_ahead(b, 8 * type->bytes);
+    __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
+    __m256 scale[PASS_TOKENS];
+    for (int t = 0; t < n; t++) {
+        scale[t] = _mm256_mul_ps(d, _mm256_load_ps(dx[t] + g));
+    }
+    if (type->has_min) {
+        __m256 m = half_scale(gather_u16(b + 2, bytes, n_blocks));
+        for (int t = 0; t < n; t++) {
+            __m256 x = _mm256_cvtepi32_ps(load_256(sum[t] + g));
+            s->minima[t] = _mm256_fmadd_ps(m, _mm256_mul_ps(x, _mm256_load_ps(dx[t] + g)), s->minima[t]);
+        }
+    }
+    for (int i = 0; i < n_blocks; i++) {
+        __m256i v = type->columns(b + (size_t)i * bytes);
+        for (int t = 0; t < n; t++) {
+            __m256i pairs = pairs_of_32(p, t, g + i, v, type->offset, type->is_signed);
+            __m256 dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            s->dots[t] = _mm256_fmadd_ps(dots, _mm256_permutevar8x32_ps(scale[t], _mm256_set1_epi32(i)), s->dots[t]);
+        }
+    }
+}
+
+INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n) {
+    const int64_t n_blocks = a->k / 32, whole = n_blocks / 8 * 8;
+    pass p = begin_pass(a, t0, n, type->offset);
+    const float *dx[PASS_TOKENS];
+    const int32_t *sum[PASS_TOKENS];
+    for (int t = 0; t < n; t++) {
+        dx[t] = act_scales(token_row(a, t0 + t), a->k);
+        sum[t] = act_sums_32(token_row(a, t0 + t), a->k);
+    }
+    for (int64_t r = a->row0; r < a->row1; r++) {
+        const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
+        sums_32 s;
+        for (int t = 0; t < n; t++) {
+            s.dots[t] = s.minima[t] = _mm256_setzero_ps();
+        }
+        for (int64_t g = 0; g < whole; g += 8) {
+            add_blocks_32(type, &p, dx, sum, w + (size_t)(g * type->bytes), g, 8, n, &s);
+        }
+        if (whole < n_blocks) {
+            add_blocks_32(type, &p, dx, sum, w + (size_t)(whole * type->bytes), whole, (int)(n_blocks - whole), n, &s);
+        }
+        for (int t = 0; t < n; t++) {
+            float y = sum_of_lanes(s.dots[t]);
+            a->y[(t0 + t) * a->y_stride + r] = type->has_min ? y + sum_of_lanes(s.minima[t]) : y;
+        }
+    }
+}
+
+/* ---- super-blocks of 256 ------------------------------------------------------------------------------------------- */
+
+/* Scales 2 j and 2 j + 1 of 16 to the lower and upper half, from even ones below and odd ones above. */
+INLINE __m256i split_even_odd(__m256i scale) {
+    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10,
+                                          11, 14, 15);
+    return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(scale, sort), 0xd8);
+}
+
+INLINE __m256i scales_of_chunk(__m256i even_odd, int j) {
+    return _mm256_shuffle_epi8(even_odd, _mm256_set1_epi16((short)(2 * j + 256 * (2 * j + 1))));
+}
+
+INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int n) {
+    const int64_t n_blocks = a->k / 256;
+    pass p = begin_pass(a, t0, n, type->offset);
+    const float *dx[PASS_TOKENS];
+    const int16_t *sum[PASS_TOKENS];
+    for (int t = 0; t < n; t++) {
+        dx[t] = act_scales(token_row(a, t0 + t), a->k);
+        sum[t] = act_sums_16(token_row(a, t0 + t), a->k);
+    }
+    for (int64_t r = a->row0; r < a->row1; r++) {
+        const uint8_t *b = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
+        __m256 dots[PASS_TOKENS], minima[PASS_TOKENS];
+        for (int t = 0; t < n; t++) {
+            dots[t] = minima[t] = _mm256_setzero_ps();
+        }
+        for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
+            fetch_ahead(b, type->bytes);
+            header_256 h = type->header(b);
+            __m256i even_odd = split_even_odd(h.scale), total[PASS_TOKENS];
+            UNROLL for (int j = 0; j < 8; j++) {
+                __m256i v = type->columns(b, j), scale = scales_of_chunk(even_odd, j);
+                for (int t = 0; t < n; t++) {
+                    __m256i pairs = pairs_of_32(&p, t, 8 * s + j, v, type->offset, type->is_signed);
+                    __m256i scaled = _mm256_madd_epi16(pairs, scale); /* all eight together stay below 2^24 */
+                    total[t] = j == 0 ? scaled : _mm256_add_epi32(total[t], scaled);
+                }
+            }
+            for (int t = 0; t < n; t++) {
+                dots[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[t]), _mm256_set1_ps(h.d * dx[t][s]), dots[t]);
+                if (type->has_min) {
+                    __m256i m = _mm256_madd_epi16(h.minimum, load_256(sum[t] + 16 * s));
+                    minima[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m), _mm256_set1_ps(h.dmin * dx[t][s]), minima[t]);
+                }
+            }
+        }
+        for (int t = 0; t < n; t++) {
+            float y = sum_of_lanes(dots[t]);
+            a->y[(t0 + t) * a->y_stride + r] = type->has_min ? y - sum_of_lanes(minima[t]) : y;
+        }
+    }
+}
+
+/* ---- passes of 4, 2 and 1 tokens ------------------------------------------------------------------------------------- */
+
+#define BY(KIND, NAME, N)                                                                \
+    static __attribute__((noinline)) void NAME##_by_##N(const matmul_args *a, int64_t t) { \
+        pass_##KIND(a, &type_##NAME, t, N);                                              \
+    }
+
+#define ROW_WISE(KIND, NAME)                               \
+    BY(KIND, NAME, 4)                                      \
+    BY(KIND, NAME, 2)                                      \
+    BY(KIND, NAME, 1)                                      \
+    void matmul_rows_##NAME##_avx2(const matmul_args *a) { \
+        int64_t t = 0;                                     \
+        for (; t + 4 <= a->n_tokens; t += 4) {             \
+            NAME##_by_4(a, t);                             \
+        }                                                  \
+        for (; t + 2 <= a->n_tokens; t += 2) {             \
+            NAME##_by_2(a, t);                             \
+        }                                                  \
+        for (; t < a->n_tokens; t++) {                     \
+            NAME##_by_1(a, t);                             \
+        }                                                  \
+    }
+
+ROW_WISE(32, q4_0)
+ROW_WISE(32, q4_1)
+ROW_WISE(32, q5_0)
+ROW_WISE(32, q5_1)
+ROW_WISE(32, q8_0)
+ROW_WISE(32, iq4_nl)
+ROW_WISE(32, mxfp4)
+ROW_WISE(256, q2_K)
+ROW_WISE(256, q3_K)
+ROW_WISE(256, q4_K)
+ROW_WISE(256, q5_K)
+ROW_WISE(256, q6_K)
+ROW_WISE(256, iq4_xs)
