@@ -1,7 +1,6 @@
 /* The rest of lmi.h: arguments are checked here and passed on to the rooms below. */
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/cpu.h"
@@ -162,72 +161,27 @@ size_t lmi_model_token_text(const lmi_model *model, int32_t token, int32_t speci
     return model->tokens == NULL ? 0 : tokenizer_token_text(model->tokens, token, special != 0, text, size);
 }
 
-struct lmi_encoder {
-    encoder *inner;
-};
-struct lmi_decoder {
-    decoder *inner;
-};
-
 lmi_status lmi_encoder_open(const lmi_model *model, int32_t parse_special, lmi_encoder **out, lmi_error *error) {
     *out = NULL;
     lmi_status status = need_tokens(model, error);
-    if (status != LMI_OK) {
-        return status;
-    }
-    lmi_encoder *e = calloc(1, sizeof *e);
-    if (e == NULL) {
-        return fail(error, LMI_OUT_OF_MEMORY, "no memory for an encoder");
-    }
-    status = encoder_open(model->tokens, parse_special != 0, &e->inner, error);
-    if (status != LMI_OK) {
-        free(e);
-        return status;
-    }
-    *out = e;
-    return LMI_OK;
+    return status == LMI_OK ? encoder_open(model->tokens, parse_special != 0, out, error) : status;
 }
 
-void lmi_encoder_close(lmi_encoder *e) {
-    if (e != NULL) {
-        encoder_close(e->inner);
-        free(e);
-    }
-}
-
+void lmi_encoder_close(lmi_encoder *e) { encoder_close(e); }
 lmi_status lmi_encoder_feed(lmi_encoder *e, const char *text, size_t size, lmi_error *error) {
-    return encoder_feed(e->inner, text, size, error);
+    return encoder_feed(e, text, size, error);
 }
-lmi_status lmi_encoder_finish(lmi_encoder *e, lmi_error *error) { return encoder_finish(e->inner, error); }
-size_t lmi_encoder_take(lmi_encoder *e, int32_t *tokens, size_t capacity) { return encoder_take(e->inner, tokens, capacity); }
+lmi_status lmi_encoder_finish(lmi_encoder *e, lmi_error *error) { return encoder_finish(e, error); }
+size_t lmi_encoder_take(lmi_encoder *e, int32_t *tokens, size_t capacity) { return encoder_take(e, tokens, capacity); }
 
 lmi_status lmi_decoder_open(const lmi_model *model, int32_t special, lmi_decoder **out, lmi_error *error) {
     *out = NULL;
     lmi_status status = need_tokens(model, error);
-    if (status != LMI_OK) {
-        return status;
-    }
-    lmi_decoder *d = calloc(1, sizeof *d);
-    if (d == NULL) {
-        return fail(error, LMI_OUT_OF_MEMORY, "no memory for a decoder");
-    }
-    status = decoder_open(model->tokens, special != 0, &d->inner, error);
-    if (status != LMI_OK) {
-        free(d);
-        return status;
-    }
-    *out = d;
-    return LMI_OK;
+    return status == LMI_OK ? decoder_open(model->tokens, special != 0, out, error) : status;
 }
 
-void lmi_decoder_close(lmi_decoder *d) {
-    if (d != NULL) {
-        decoder_close(d->inner);
-        free(d);
-    }
-}
-
-const char *lmi_decoder_push(lmi_decoder *d, int32_t token, size_t *size) { return decoder_push(d->inner, token, size); }
+void lmi_decoder_close(lmi_decoder *d) { decoder_close(d); }
+const char *lmi_decoder_push(lmi_decoder *d, int32_t token, size_t *size) { return decoder_push(d, token, size); }
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 

@@ -393,14 +393,10 @@ static void add_value(int rows, lmi_kv_type type, const float *weights, const fl
 
 /* Columns begin .. end, from the bank's rows of values or from one panel of widen_values, which then is `values`. */
 INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *weights, const float *fade, const uint64_t *seen,
-                         const void *values, const float *scales, int64_t d, int64_t begin, int64_t end, float *o) {
+                         uint64_t all, uint64_t any, const void *values, const float *scales, int64_t d, int64_t begin,
+                         int64_t end, float *o) {
     const int wide = rows * 4 <= ACCUMULATORS && !panel ? 4 : 2;
     const int64_t stride = panel ? end - begin : d, origin = panel ? begin : 0;
-    uint64_t all = ~(uint64_t)0, any = 0;
-    for (int r = 0; r < rows; r++) {
-        all &= seen[r];
-        any |= seen[r];
-    }
     int64_t i = begin;
     for (; i + wide * LANES <= end; i += wide * LANES) {
         add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, o + i);
@@ -413,30 +409,30 @@ INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *we
     }
 }
 
-static void group_values_panel(int rows, const float *weights, const float *fade, const uint64_t *seen, const float *panel,
-                               int64_t d, int64_t begin, int64_t end, float *o) {
-#define DO(n) group_values(n, LMI_KV_F32, true, weights, fade, seen, panel, NULL, d, begin, end, o)
+static void group_values_panel(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
+                               uint64_t any, const float *panel, int64_t d, int64_t begin, int64_t end, float *o) {
+#define DO(n) group_values(n, LMI_KV_F32, true, weights, fade, seen, all, any, panel, NULL, d, begin, end, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                             int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_F32, false, weights, fade, seen, values, NULL, d, 0, d, o)
+static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
+                             uint64_t any, const void *values, int64_t d, float *o) {
+#define DO(n) group_values(n, LMI_KV_F32, false, weights, fade, seen, all, any, values, NULL, d, 0, d, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                             int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_F16, false, weights, fade, seen, values, NULL, d, 0, d, o)
+static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
+                             uint64_t any, const void *values, int64_t d, float *o) {
+#define DO(n) group_values(n, LMI_KV_F16, false, weights, fade, seen, all, any, values, NULL, d, 0, d, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, const void *values,
-                              const float *scales, int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_Q8_0, false, weights, fade, seen, values, scales, d, 0, d, o)
+static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
+                              uint64_t any, const void *values, const float *scales, int64_t d, float *o) {
+#define DO(n) group_values(n, LMI_KV_Q8_0, false, weights, fade, seen, all, any, values, scales, d, 0, d, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
@@ -500,38 +496,35 @@ static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block,
     }
 }
 
-/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. Loops are nested so that a piece of keys or values stays in the
- * first cache while all groups meet it. */
+/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. */
 static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t row0, int64_t n, bool widened) {
     const kv_bank *bank = args->bank;
     const int64_t d = bank->head_dim, n_groups = (n + GROUP - 1) / GROUP;
-    uint64_t seen[PANEL], any[PANEL / GROUP];
+    uint64_t seen[PANEL], all[PANEL / GROUP], any[PANEL / GROUP];
     float fade[PANEL];
     for (int64_t r = 0; r < n; r++) {
         seen[r] = seen_in_block(&w->views[(row0 + r) / args->rows_per_token], block);
-        any[r / GROUP] = (r % GROUP == 0 ? 0 : any[r / GROUP]) | seen[r];
+        all[r / GROUP] = r % GROUP == 0 ? seen[r] : all[r / GROUP] & seen[r];
+        any[r / GROUP] = r % GROUP == 0 ? seen[r] : any[r / GROUP] | seen[r];
     }
     const size_t offset = (size_t)(block * d) * kv_value_bytes(bank->type);
     const bool float_keys = bank->type == LMI_KV_F32 || (bank->type == LMI_KV_F16 && widened);
     const void *keys = bank->type == LMI_KV_F16 && widened ? (const void *)w->keys : (const char *)bank->keys + offset;
     const void *values = (const char *)bank->values + offset;
-    for (int half = 0; half < 2; half++) {
-        for (int64_t g = 0; g < n_groups; g++) {
-            const uint64_t bits = any[g] & (~(uint64_t)0 >> (BLOCK_SLOTS / 2)) << (half * (BLOCK_SLOTS / 2));
-            if (bits == 0) {
-                continue;
-            }
-            const int rows = (int)min_of(GROUP, n - g * GROUP);
-            const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
-            const float *q = w->q + (row0 / GROUP + g) * d * GROUP;
-            float *logits = w->logits + g * GROUP * BLOCK_SLOTS;
-            if (float_keys) {
-                group_logits_f32(rows, q, keys, d, from, to, logits);
-            } else if (bank->type == LMI_KV_F16) {
-                group_logits_f16(rows, q, keys, d, from, to, logits);
-            } else {
-                group_logits_q8_0(rows, w, row0 / GROUP + g, bank, block, from, to, logits);
-            }
+    for (int64_t g = 0; g < n_groups; g++) {
+        if (any[g] == 0) {
+            continue;
+        }
+        const int rows = (int)min_of(GROUP, n - g * GROUP);
+        const int from = __builtin_ctzll(any[g]) / KV_TILE, to = (63 - __builtin_clzll(any[g])) / KV_TILE + 1;
+        const float *q = w->q + (row0 / GROUP + g) * d * GROUP;
+        float *logits = w->logits + g * GROUP * BLOCK_SLOTS;
+        if (float_keys) {
+            group_logits_f32(rows, q, keys, d, from, to, logits);
+        } else if (bank->type == LMI_KV_F16) {
+            group_logits_f16(rows, q, keys, d, from, to, logits);
+        } else {
+            group_logits_q8_0(rows, w, row0 / GROUP + g, bank, block, from, to, logits);
         }
     }
     fold_block(n, w->logits, seen, args->m + row0, args->z + row0, fade);
@@ -546,13 +539,14 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
             float *o = args->o + (row0 + r) * d;
             if (widened) {
                 const int64_t end = min_of(column + 2 * LANES, d);
-                group_values_panel(rows, weights, fade + r, seen + r, w->values + column * BLOCK_SLOTS, d, column, end, o);
+                group_values_panel(rows, weights, fade + r, seen + r, all[g], any[g], w->values + column * BLOCK_SLOTS, d,
+                                   column, end, o);
             } else if (bank->type == LMI_KV_F32) {
-                group_values_f32(rows, weights, fade + r, seen + r, values, d, o);
+                group_values_f32(rows, weights, fade + r, seen + r, all[g], any[g], values, d, o);
             } else if (bank->type == LMI_KV_F16) {
-                group_values_f16(rows, weights, fade + r, seen + r, values, d, o);
+                group_values_f16(rows, weights, fade + r, seen + r, all[g], any[g], values, d, o);
             } else {
-                group_values_q8_0(rows, weights, fade + r, seen + r, values, w->scales, d, o);
+                group_values_q8_0(rows, weights, fade + r, seen + r, all[g], any[g], values, w->scales, d, o);
             }
         }
     }

@@ -73,9 +73,7 @@ INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
         }
         for (int64_t c = 0; c < whole; c += 32) {
             const uint8_t *values = w + (size_t)(c * type->bytes);
-            UNROLL for (int i = 0; i < type->bytes / 2; i++) { /* a line ahead for each that is read */
-                _mm_prefetch((const void *)((uintptr_t)values + 2048 + 64 * (uintptr_t)i), _MM_HINT_T0);
-            }
+            fetch_rows_ahead(values, 32 * type->bytes);
             UNROLL for (int i = 0; i < 4; i++) {
                 __m256 v = type->load(values + 8 * i * type->bytes);
                 UNROLL for (int t = 0; t < n; t++) {

@@ -49,14 +49,6 @@ INLINE __m256i pairs_of_32(const pass *p, int t, int64_t block, __m256i u_or_q, 
     return offset != 0 ? _mm256_sub_epi16(pairs, load_256(p->excess[t] + 16 * block)) : pairs;
 }
 
-/* As in matmul_rows_avx512.c: without this the arithmetic and the memory take turns. */
-INLINE void fetch_ahead(const uint8_t *b, int bytes) {
-    const uintptr_t distance = 2048;
-    for (int i = 0; i < bytes; i += 64) {
-        _mm_prefetch((const void *)((uintptr_t)b + distance + (uintptr_t)i), _MM_HINT_T0);
-    }
-}
-
 /* ---- blocks of 32 -------------------------------------------------------------------------------------------------- */
 
 typedef struct sums_32 {
@@ -68,7 +60,7 @@ typedef struct sums_32 {
 INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum, const uint8_t *b,
                           int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
-    fetch_ahead(b, 8 * type->bytes);
+    fetch_rows_ahead(b, 8 * type->bytes);
     __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
     __m256 scale[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
@@ -148,7 +140,7 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
             dots[t] = minima[t] = _mm256_setzero_ps();
         }
         for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
-            fetch_ahead(b, type->bytes);
+            fetch_rows_ahead(b, type->bytes);
             header_256 h = type->header(b);
             __m256i even_odd = split_even_odd(h.scale), total[PASS_TOKENS];
             UNROLL for (int j = 0; j < 8; j++) {

@@ -47,15 +47,6 @@ INLINE __m512i dot_64(const pass *p, int t, int64_t chunk, __m512i u, int offset
     return _mm512_dpbusd_epi32(start, u, _mm512_load_si512(p->x[t] + 64 * chunk));
 }
 
-/* Rows follow each other in memory, so what lies ahead is wanted soon, except at the very end, where it does no harm. Without this
- * the arithmetic and the memory take turns: Q4_K at 54 % of the read bandwidth of a Xeon core, 86 % with. */
-INLINE void fetch_ahead(const uint8_t *b, int bytes) {
-    const uintptr_t distance = 2048;
-    for (int i = 0; i < bytes; i += 64) {
-        _mm_prefetch((const void *)((uintptr_t)b + distance + (uintptr_t)i), _MM_HINT_T0);
-    }
-}
-
 /* ---- blocks of 32 -------------------------------------------------------------------------------------------------- */
 
 typedef struct sums_32 {
@@ -67,7 +58,7 @@ typedef struct sums_32 {
 INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum, const uint8_t *b,
                           int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
-    fetch_ahead(b, 8 * type->bytes);
+    fetch_rows_ahead(b, 8 * type->bytes);
     const __m512i pair = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
     __m512 scale[PASS_TOKENS];
@@ -149,7 +140,7 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
             minima[t] = _mm256_setzero_ps();
         }
         for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
-            fetch_ahead(b, type->bytes);
+            fetch_rows_ahead(b, type->bytes);
             header_256 h = type->header(b);
             __m512i u[4], scale[4];
             for (int j = 0; j < 4; j++) {

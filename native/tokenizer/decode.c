@@ -91,7 +91,7 @@ size_t tokenizer_token_text(const tokenizer *t, int32_t token, bool special, cha
 
 /* ---- the decoder --------------------------------------------------------------------------------------------------- */
 
-struct decoder {
+struct lmi_decoder {
     const tokenizer *t;
     bool special;
     size_t n_held;     /* bytes of a character that is not whole yet, at the start of `bytes` */

@@ -30,7 +30,7 @@ typedef struct cached { /* what a short piece became; one cache line */
     int32_t tokens[CACHED_TOKENS];
 } cached;
 
-struct encoder {
+struct lmi_encoder {
     const tokenizer *t;
     const special_list *specials;
     merger merger;

@@ -25,14 +25,14 @@ bool tokenizer_is_end(const tokenizer *t, int32_t token); /* EOS, EOT, EOM and w
 /* As lmi_model_token_text. */
 size_t tokenizer_token_text(const tokenizer *t, int32_t token, bool special, char *text, size_t size);
 
-typedef struct encoder encoder;
+typedef struct lmi_encoder encoder; /* as the public header calls it */
 lmi_status encoder_open(const tokenizer *t, bool parse_special, encoder **out, lmi_error *error);
 void encoder_close(encoder *e);
 lmi_status encoder_feed(encoder *e, const char *text, size_t size, lmi_error *error);
 lmi_status encoder_finish(encoder *e, lmi_error *error);
 size_t encoder_take(encoder *e, int32_t *tokens, size_t capacity);
 
-typedef struct decoder decoder;
+typedef struct lmi_decoder decoder;
 lmi_status decoder_open(const tokenizer *t, bool special, decoder **out, lmi_error *error);
 void decoder_close(decoder *d);
 const char *decoder_push(decoder *d, int32_t token, size_t *size);

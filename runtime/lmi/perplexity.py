@@ -13,6 +13,7 @@ from lmi.errors import PromptError
 from lmi.plan import Plan, View
 
 FIRST_BUCKET = 64  # positions 0-63 are one bucket, then every doubling is one
+MOST_LAST = 10_000_000  # tokens: 80 MB of values
 LOGITS_BYTES = 128 << 20  # all logits of a chunk may take this much
 
 

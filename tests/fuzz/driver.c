@@ -78,12 +78,16 @@ static void on_signal(int number) {
 /* Counts in buckets: 1, 2, 3, 4-7, 8-15, 16-31, 32-127, more. Returns how many (branch, bucket) pairs are new. */
 static size_t note_coverage(void) {
     size_t fresh = 0;
-    for (size_t i = 0; fuzz_coverage != NULL && i < COVERAGE_SIZE; i++) {
-        uint8_t n = fuzz_coverage[i];
-        if (n != 0) {
+    for (size_t word = 0; fuzz_coverage != NULL && word < COVERAGE_SIZE; word += 8) {
+        uint64_t any;
+        memcpy(&any, fuzz_coverage + word, 8);
+        for (size_t i = word; any != 0 && i < word + 8; i++) { /* nearly all words are 0 */
+            uint8_t n = fuzz_coverage[i];
             int bucket = n < 4 ? n - 1 : n < 8 ? 3 : n < 16 ? 4 : n < 32 ? 5 : n < 128 ? 6 : 7;
-            fresh += (seen[i] >> bucket & 1) == 0;
-            seen[i] |= (uint8_t)(1u << bucket);
+            if (n != 0) {
+                fresh += (seen[i] >> bucket & 1) == 0;
+                seen[i] |= (uint8_t)(1u << bucket);
+            }
         }
     }
     return fresh;

@@ -7,9 +7,12 @@
 #include <string.h>
 
 #include "../native/gguf_builder.h"
+#include "gguf_mutator.h"
 #include "tokenizer/tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
 /* ---- vocabularies -------------------------------------------------------------------------------------------------- */
 
@@ -293,4 +296,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
     }
     return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    uint64_t rng = seed;
+    int is_file = size >= 4 && memcmp(data, "GGUF", 4) == 0;
+    return !is_file || mutator_below(&rng, 4) == 0 ? LLVMFuzzerMutate(data, size, max_size)
+                                                   : mutate_gguf(data, size, max_size, NULL, 0, &rng);
 }

@@ -96,6 +96,13 @@ static void test_limits_are_inside(void) {
     }
     CHECK(b.size == at + (16u << 20));
     accept(&b, "a string of 16 MiB");
+
+    build_begin(&b, 3);
+    build_array(&b, "longest", GGUF_U8, 16777216);
+    for (int i = 0; i < 16777216 / 8; i++) {
+        put_u64(&b, 0x0101010101010101u);
+    }
+    accept(&b, "16,777,216 elements");
 }
 
 static void test_every_type(void) {

@@ -100,6 +100,32 @@ static void test_late_workers(void) {
     pool_close(p);
 }
 
+/* The caller has no piece left and falls asleep until the others are done. */
+static void dawdle(void *context, int64_t piece, int worker) {
+    if (worker != 0) {
+        usleep(500);
+    }
+    ((int32_t *)context)[piece]++;
+}
+
+static void test_sleeping_caller(void) {
+    pool *p = NULL;
+    CHECK(pool_open(4, &p, NULL) == LMI_OK);
+    for (int round = 0; round < 200; round++) {
+        int32_t times[8] = {0};
+        pool_run(p, dawdle, times, 8);
+        int wrong = 0;
+        for (int i = 0; i < 8; i++) {
+            wrong += times[i] != 1;
+        }
+        CHECK(wrong == 0);
+        if (round % 8 == 0) {
+            usleep(200);
+        }
+    }
+    pool_close(p);
+}
+
 static void test_open_close(void) {
     lmi_error error;
     pool *p = (pool *)&error;
@@ -229,6 +255,7 @@ static void test_stopped_workers(void) {
 int main(void) {
     test_pieces();
     test_late_workers();
+    test_sleeping_caller();
     test_open_close();
     test_turns();
     if (!UNDER_TSAN) { /* it runs handlers when it likes */

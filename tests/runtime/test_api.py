@@ -6,6 +6,7 @@ import math
 import lmi
 import numpy as np
 import pytest
+from lmi.tokens import Reader
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 
@@ -220,6 +221,20 @@ def test_wrong_bytes(session):
         session.feed(b"abc\xffdef")
     assert e.value.offset == 3
     assert session.feed(b"abc\xffdef", errors="replace") > 0
+
+
+def test_require_fit_to_the_token(model):
+    ids = [5] * 49
+    for n, forgets in ((48, False), (49, True)):
+        with model.session(window=40, sinks=8, chunk=16) as s:
+            reader = Reader(s, limit=s.plan.reach)
+            if forgets:
+                with pytest.raises(lmi.RequireFit):
+                    reader.ids(ids[:n])
+            else:
+                reader.ids(ids[:n])
+                reader.flush()
+                assert s.position == n and s.view.forgotten == 0
 
 
 def test_require_fit(model):

@@ -57,6 +57,7 @@ def refused(done, code: int, *fragments: str) -> None:
         (["run", "MODEL", "--text", "a", "--template-arg", "x"], "NAME=VALUE"),
         (["tokenize", "MODEL", "--text", "a", "--prompt", "b"], "not both"),
         (["bench", "MODEL", "-d", "1,x"], "-d"),
+        (["perplexity", "MODEL", "MODEL", "--last", "99999999999"], "--last takes at most"),
     ],
 )
 def test_wrong_usage(lmi, tiny, chat, arguments, fragment):

@@ -17,7 +17,7 @@ from lmi import selftest
 
 
 def test_help_is_there_for_all_and_says_what_the_group_says(lmi):
-    from lmi.cli.main import COMMANDS, OPTIONAL
+    from lmi.cli.group import COMMANDS, OPTIONAL
 
     group = lmi("--help").text
     for name in set(COMMANDS) - OPTIONAL:

@@ -8,8 +8,9 @@ import os
 import click
 
 from lmi import errors
+from lmi.cli.console import Interrupted
 from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, session_options, window_tokens
-from lmi.cli.signals import Interrupted, Interrupts
+from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, model_name, quant_name
 
@@ -42,9 +43,9 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
       lmi bench model.gguf
       lmi bench model.gguf -p 0 -n 64 -d 0,4096,65536,1000000
 
-    pp reads many tokens at once, tg one after the other. t/s is the median of the repetitions ± standard deviation. GB/s is what a step fetches, weights and visible context,
-    times steps a second. A depth is reached by filling the whole buffer with real tokens at their real positions, not by
-    reading all of them.
+    pp reads many tokens at once, tg one after the other. t/s is the median of the repetitions ± standard deviation. GB/s is
+    what a step fetches, weights and visible context, times steps a second. A depth is reached by filling the whole buffer
+    with real tokens at their real positions, not by reading all of them.
     """
     from lmi.bench import measure
 

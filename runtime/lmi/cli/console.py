@@ -24,6 +24,14 @@ class ClosedPipe(Exception):
     """Who read our standard output has gone. Not an error: exit 141 without a word."""
 
 
+class Interrupted(Exception):
+    """Stopped by a signal while nothing had to be brought to an end. Exit 128 + number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
 class Console:
     """`quiet`: only errors on standard error. `verbose`: details too. `color`: "auto", "always", "never"."""
 
@@ -109,10 +117,10 @@ class Console:
                 out.write(text.encode("utf-8", "replace"))
             sys.stdout.flush()
         except BrokenPipeError:
-            _silence(sys.stdout)
+            silence(sys.stdout)
             raise ClosedPipe from None
         except (OSError, ValueError) as e:
-            _silence(sys.stdout)
+            silence(sys.stdout)
             full = getattr(e, "errno", None) == errno.ENOSPC
             why = "no space left on the device" if full else getattr(e, "strerror", None) or "it is closed"
             raise OutputError(f"cannot write to standard output: {why}") from None
@@ -205,7 +213,7 @@ def _is_terminal(stream) -> bool:
         return False
 
 
-def _silence(stream) -> None:
+def silence(stream) -> None:
     """Lets the interpreter's own flush at exit go nowhere, instead of complaining."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -10,6 +10,7 @@ import click
 
 from lmi import __version__
 from lmi.cli.options import output_options
+from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 
 
@@ -48,7 +49,8 @@ def doctor(console, as_json):
     warnings = (
         [] if library_version() == __version__ else [f"the library is version {library_version()}, the package {__version__}"]
     )
-    outcomes = selftest.run()
+    with Interrupts():
+        outcomes = selftest.run()
     passed = all(o.passed for o in outcomes)
     if as_json:
         record = {

@@ -9,6 +9,7 @@ import click
 
 from lmi import errors
 from lmi.cli.options import model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, device_text, info_lines, quant_name, tensor_mix
 
@@ -40,7 +41,7 @@ def info(model, console, show_metadata, show_tensors, show_template, as_json, wi
         m, why = _vocabulary_only(model, e), e
     else:
         why = None
-    with m:
+    with Interrupts(), m:
         if show_template:
             template = m.chat_template
             if template is None:

@@ -7,9 +7,9 @@ import json
 import click
 
 from lmi import errors
-from lmi.cli.console import Progress
+from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, session_options, window_tokens
-from lmi.cli.signals import Interrupted, Interrupts
+from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes, rate, span
 from lmi.summary import context_text
 from lmi.text import TextFile
@@ -39,8 +39,10 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
     twice. NLL is the mean of minus the natural logarithm of the probability of the true token; perplexity is its exponential.
     If NLL does not rise with the position, the length of the text does no harm.
     """
-    from lmi.perplexity import measure
+    from lmi.perplexity import MOST_LAST, measure
 
+    if max(last) > MOST_LAST:
+        raise click.UsageError(f"--last takes at most {MOST_LAST:,} tokens.")
     with Interrupts() as stop:
         text = _open(file, on_error, stop)
         with open_model(model, **opening) as m:

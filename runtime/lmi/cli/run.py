@@ -11,9 +11,9 @@ from contextlib import ExitStack
 import click
 
 from lmi import errors
-from lmi.cli.console import Console, Progress
+from lmi.cli.console import Console, Interrupted, Progress
 from lmi.cli.options import model_argument, model_options, open_model, output_options, session_options, window_tokens
-from lmi.cli.signals import Interrupted, Interrupts
+from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.generate import Sampling, Stats, generate
 from lmi.prompt import SINK_CAP, Prompt, require_words

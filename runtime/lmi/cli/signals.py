@@ -12,13 +12,7 @@ import socket
 import threading
 from contextlib import contextmanager
 
-
-class Interrupted(Exception):
-    """Stopped by a signal while nothing had to be brought to an end. Exit 128 + number."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
+from lmi.cli.console import Interrupted
 
 
 class Interrupts:
