@@ -53,7 +53,7 @@ def export(checkpoint, vocabulary, out, kind):
     w = gguf.GGUFWriter(temporary, "llama")
     w.add_name("lmi-tiny")
     w.add_description(DESCRIPTION)
-    w.add_license("CC0-1.0")
+    w.add_license("MIT")
     w.add_size_label("5.8M")
     w.add_file_type(gguf.LlamaFileType["MOSTLY_Q8_0" if kind.name == "Q8_0" else
                                        "MOSTLY_F16" if kind.name == "F16" else "ALL_F32"])

@@ -26,22 +26,19 @@ enum { LARGEST_TRANSFER = 256 << 20 };
 
 enum { SHOWN_PATH = 400 };
 
-/* A path may hold any byte: in a message it takes one line and leaves room for the rest of it. */
+/* As much of a path as leaves room for the rest of a message: of a long one the end, which says more than the beginning. */
 static const char *show(const char *path, char text[SHOWN_PATH]) {
     size_t size = strlen(path);
-    size_t n = 0;
-    if (size >= SHOWN_PATH) { /* the end of a path says more than its beginning */
-        memcpy(text, "...", 3);
-        n = 3;
-        path += size - (SHOWN_PATH - 4);
-        while (((unsigned char)*path & 0xc0) == 0x80) { /* not in the middle of a UTF-8 sequence */
-            path++;
-        }
+    if (size < SHOWN_PATH) {
+        memcpy(text, path, size + 1);
+        return text;
     }
-    for (; *path != '\0'; path++) {
-        text[n++] = (unsigned char)*path < 0x20 || *path == 0x7f ? '?' : *path;
+    path += size - (SHOWN_PATH - 4);
+    while (((unsigned char)*path & 0xc0) == 0x80) { /* not in the middle of a UTF-8 sequence */
+        path++;
     }
-    text[n] = '\0';
+    memcpy(text, "...", 3);
+    memcpy(text + 3, path, strlen(path) + 1);
     return text;
 }
 

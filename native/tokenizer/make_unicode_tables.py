@@ -52,11 +52,12 @@ def main() -> None:
         f'#define UNICODE_VERSION "{unicodedata.unidata_version}"',
         f"#define UNICODE_N_RANGES {len(words)}",
         "",
+        "/* clang-format off */",
         "static const uint32_t unicode_ranges[UNICODE_N_RANGES] = {",
     ]
-    for i in range(0, len(words), 11):
-        lines.append("    " + ", ".join(words[i : i + 11]) + ",")
-    lines += ["};", "", "#endif"]
+    for i in range(0, len(words), 10):
+        lines.append("    " + ", ".join(words[i : i + 10]) + ",")
+    lines += ["};", "/* clang-format on */", "", "#endif"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 

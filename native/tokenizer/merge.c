@@ -3,13 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FEW = 48 };           /* characters that are merged with plain loops */
-#define DEAD UINT32_MAX      /* the value of cells inside of symbols */
-#define NO_LEVEL UINT64_MAX  /* beyond every level */
+enum { FEW = 48 }; /* characters that are merged with plain loops */
+#define DEAD UINT32_MAX /* the value of cells inside of symbols */
+#define NO_LEVEL UINT64_MAX /* beyond every level */
 
 static lmi_status out_of_memory(lmi_error *error) {
     fail(error, LMI_OUT_OF_MEMORY, "no memory to tokenize a long piece of text");
-    remedy(error, "Text without blanks, such as one long run of a character, needs some 20 bytes of memory for each of its bytes.");
+    remedy(error,
+           "Text without blanks, such as one long run of a character, needs some 20 bytes of memory for each of its bytes.");
     return LMI_OUT_OF_MEMORY;
 }
 
@@ -74,7 +75,8 @@ static lmi_status push_unknown(merger *m, lmi_error *error) {
 
 /* Level of the merge of two symbols, NO_LEVEL if there is none, and the token it makes. For spm their text runs from
  * byte `left` to byte `end`, for bpe `left` and `right` are tokens. */
-static inline uint64_t level_of_pair(const tokenizer *t, const uint8_t *text, uint32_t left, uint32_t right, uint32_t end, uint32_t *token) {
+static inline uint64_t level_of_pair(const tokenizer *t, const uint8_t *text, uint32_t left, uint32_t right, uint32_t end,
+                                     uint32_t *token) {
     if (t->spm) {
         if (end - left > t->longest) {
             return NO_LEVEL;
@@ -112,7 +114,8 @@ static lmi_status push_symbol(merger *m, const uint8_t *text, uint32_t value, ui
 
 /* Writes at most `capacity` values from text[*at] on and moves *at. bpe: a byte is a symbol; bytes without a token are left
  * out (as Hugging Face does), but those that cannot occur in UTF-8 become U+FFFD. spm: a character is a symbol. */
-static size_t first_values(const tokenizer *t, const uint8_t *text, size_t *at, size_t size, uint32_t *values, size_t capacity) {
+static size_t first_values(const tokenizer *t, const uint8_t *text, size_t *at, size_t size, uint32_t *values,
+                           size_t capacity) {
     size_t n = 0;
     if (t->spm) {
         while (*at < size && n < capacity) {

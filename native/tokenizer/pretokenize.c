@@ -19,7 +19,8 @@ static const rule DEFAULT_RULES[] = {RUN(.set = SET_PUNCTUATION), GPT2, DIGITS(0
 static const rule FALCON_RULES[] = {RUN(.set = SET_PUNCTUATION_2), GPT2, DIGITS(0), THREE_DIGITS};
 static const rule LLAMA3_RULES[] = {WORDS(.digits = 3)};
 static const rule QWEN2_RULES[] = {WORDS(.digits = 1)};
-static const rule QWEN35_RULES[] = {{.next = scan_words, .letters = MARKED_LETTER, .contractions = true, .tail = 1, .digits = 1}};
+static const rule QWEN35_RULES[] = {
+    {.next = scan_words, .letters = MARKED_LETTER, .contractions = true, .tail = 1, .digits = 1}};
 static const rule SEED_CODER_RULES[] = {
     {.next = scan_words, .letters = UNICODE_L, .contractions = true, .tail = 0, .digits = 1}};
 static const rule MINICPM5_RULES[] = {DIGITS(3), WORDS(.digits = 0)};

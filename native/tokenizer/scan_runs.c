@@ -22,7 +22,12 @@ static const range CASED_LETTERS[] = {
     {0xAB70, 0xABBF},   {0xFB00, 0xFB06},   {0xFB13, 0xFB17},   {0xFF21, 0xFF3A},   {0xFF41, 0xFF5A},   {0x10400, 0x1044F},
     {0x104B0, 0x104D3}, {0x104D8, 0x104FB}, {0x10C80, 0x10CB2}, {0x10CC0, 0x10CF2}, {0x118A0, 0x118DF}, {0x1E900, 0x1E943}};
 
+static inline bool is_between(uint32_t point, uint32_t first, uint32_t last) { return point >= first && point <= last; }
+
 static bool is_cased_letter(uint32_t point) {
+    if (point < 0x80) {
+        return is_between(point | 0x20, 'a', 'z');
+    }
     size_t low = 0, high = sizeof CASED_LETTERS / sizeof CASED_LETTERS[0];
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -35,25 +40,52 @@ static bool is_cased_letter(uint32_t point) {
     return low < sizeof CASED_LETTERS / sizeof CASED_LETTERS[0] && CASED_LETTERS[low].first <= point;
 }
 
-static bool is_between(uint32_t point, uint32_t first, uint32_t last) { return point >= first && point <= last; }
-
-static bool is_one_of(uint32_t point, const char *ascii) {
-    for (; *ascii != '\0'; ascii++) {
-        if (point == (uint32_t)*ascii) {
-            return true;
-        }
+static inline bool is_sign(uint32_t point) { /* ASCII that Unicode counts as symbols, less ` */
+    switch (point) {
+    case '$':
+    case '+':
+    case '<':
+    case '=':
+    case '>':
+    case '^':
+    case '|':
+    case '~':
+        return true;
+    default:
+        return false;
     }
-    return false;
 }
 
-static bool is_member(const rule *r, uint32_t point, unicode_class class) {
+static inline bool is_stop(uint32_t point) {
+    switch (point) {
+    case '(':
+    case ')':
+    case '|':
+    case '.':
+    case ',':
+    case '!':
+    case '?':
+    case 0x2026: /* … */
+    case 0x3002: /* 。 */
+    case 0xFF0C: /* ， */
+    case 0x3001: /* 、 */
+    case 0x0964: /* । */
+    case 0x06D4: /* ۔ */
+    case 0x060C: /* ، */
+        return true;
+    default:
+        return false;
+    }
+}
+
+static inline bool is_member(const rule *r, uint32_t point, unicode_class class) {
     switch (r->set) {
     case SET_CLASSES:
         return (UNICODE_BIT(class) & r->classes) != 0;
     case SET_PUNCTUATION:
-        return class == UNICODE_P || is_one_of(point, "$+<=>^~|");
+        return class == UNICODE_P || is_sign(point);
     case SET_PUNCTUATION_2:
-        return class == UNICODE_P || is_one_of(point, "$+<=>^~|`");
+        return class == UNICODE_P || is_sign(point) || point == '`';
     case SET_ASCII_DIGIT:
         return is_between(point, '0', '9');
     case SET_CASED_LETTER:
@@ -66,17 +98,24 @@ static bool is_member(const rule *r, uint32_t point, unicode_class class) {
     case SET_HAN_KANA: /* [一-龥぀-ゟ゠-ヿ] */
         return is_between(point, 0x4E00, 0x9FA5) || is_between(point, 0x3040, 0x30FF);
     case SET_BLOOM_WORD: /* [^(\s|.,!?…。，、।۔،)] */
-        return (UNICODE_BIT(class) & UNICODE_BLANK) == 0 && !is_one_of(point, "(|.,!?)") && point != 0x2026 &&
-               !is_between(point, 0x3001, 0x3002) && point != 0xFF0C && point != 0x0964 && point != 0x06D4 && point != 0x060C;
+        return (UNICODE_BIT(class) & UNICODE_BLANK) == 0 && !is_stop(point);
     }
     return false;
 }
 
+static inline size_t read_at(const scan *s, size_t at, uint32_t *point) {
+    if (s->text[at] < 0x80) {
+        *point = s->text[at];
+        return 1;
+    }
+    return unicode_read(s->text, at, s->size, s->closed, point);
+}
+
 /* A match at `at`: its end; 0: depends on text still to come; SIZE_MAX: there is none. */
-static size_t match_end(const rule *r, const scan *s, size_t at, size_t *first_length) {
+static inline size_t match_end(const rule *r, const scan *s, size_t at, size_t *first_length) {
     size_t length;
     uint32_t point;
-    length = unicode_read(s->text, at, s->size, s->closed, &point);
+    length = read_at(s, at, &point);
     *first_length = length;
     if (length == 0) {
         return 0;
@@ -94,7 +133,7 @@ static size_t match_end(const rule *r, const scan *s, size_t at, size_t *first_l
                 }
                 break;
             }
-            size_t step = unicode_read(s->text, end, s->size, s->closed, &point);
+            size_t step = read_at(s, end, &point);
             if (step == 0) {
                 return 0;
             }

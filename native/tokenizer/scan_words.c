@@ -111,7 +111,8 @@ static size_t digits(const scan *s, size_t most) {
 static size_t marks_and_tail(const rule *r, const scan *s, size_t at, uint32_t marks) {
     unicode_class stop;
     size_t end = run_end(s, at, marks, &stop);
-    while (r->tail > 0 && (stop == UNICODE_NEWLINE || (r->tail == 2 && stop != UNICODE_END && stop != UNICODE_MORE && s->text[end] == '/'))) {
+    while (r->tail > 0 &&
+           (stop == UNICODE_NEWLINE || (r->tail == 2 && stop != UNICODE_END && stop != UNICODE_MORE && s->text[end] == '/'))) {
         size_t length;
         end++;
         stop = class_at(s, end, &length);
@@ -258,7 +259,9 @@ size_t scan_cased_words(const rule *r, const scan *s, bool *open) {
 
 static bool is_ascii_letter(uint8_t byte) { return (byte >= 'A' && byte <= 'Z') || (byte >= 'a' && byte <= 'z'); }
 
-static bool is_ascii_mark(uint8_t byte) { return byte > 32 && byte < 127 && !is_ascii_letter(byte) && !(byte >= '0' && byte <= '9'); }
+static bool is_ascii_mark(uint8_t byte) {
+    return byte > 32 && byte < 127 && !is_ascii_letter(byte) && !(byte >= '0' && byte <= '9');
+}
 
 /* Whether one of scan_deepseek3's alternatives matches at the start of s: its length; 0: not yet known; SIZE_MAX: none. */
 static size_t deepseek3_match(const rule *r, const scan *s) {

@@ -18,8 +18,8 @@ static lmi_status read_id(const tokenizer *t, const gguf *file, const char *name
         return LMI_OK;
     }
     if (value < 0 || value >= t->n_vocab) {
-        fail_at(error, LMI_BAD_FORMAT, gguf_find_key(file, name)->offset, "key \"%s\" is %lld, but the vocabulary has %d tokens", name,
-                (long long)value, t->n_vocab);
+        fail_at(error, LMI_BAD_FORMAT, gguf_find_key(file, name)->offset,
+                "key \"%s\" is %lld, but the vocabulary has %d tokens", name, (long long)value, t->n_vocab);
         remedy(error, "The file was written wrongly: convert the model again, or use another file of it.");
         return LMI_BAD_FORMAT;
     }
@@ -110,12 +110,36 @@ static uint32_t special_named(const tokenizer *t, const char *text) {
 
 static void mark_ends(tokenizer *t, const int32_t ends[5]) {
     /* Known by their texts, as few files name them: turns and messages first, then what only fill-in-the-middle models have. */
-    static const char *const TEXTS[] = {
-        "<|eot_id|>",      "<|im_end|>",  "<|end|>",   "<|return|>",    "<|call|>",       "<|flush|>",          "<|calls|>",
-        "<end_of_turn>",   "<turn|>",     "</s>",      "<|endoftext|>", "<|eom_id|>",     "<EOT>",              "_<EOT>",
-        "[EOT]",           "[EOS]",       "<eos>",     "[e~[",          "<|end_of_text|>", "<end_of_utterance>", "<|tool_response>",
-        "<｜end▁of▁sentence｜>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>",     "<|fim_repo|>",   "<|repo_name|>",      "<fim-repo>",
-        "<reponame>",      "<|file_sep|>"};
+    static const char *const TEXTS[] = {"<|eot_id|>",
+                                        "<|im_end|>",
+                                        "<|end|>",
+                                        "<|return|>",
+                                        "<|call|>",
+                                        "<|flush|>",
+                                        "<|calls|>",
+                                        "<end_of_turn>",
+                                        "<turn|>",
+                                        "</s>",
+                                        "<|endoftext|>",
+                                        "<|eom_id|>",
+                                        "<EOT>",
+                                        "_<EOT>",
+                                        "[EOT]",
+                                        "[EOS]",
+                                        "<eos>",
+                                        "[e~[",
+                                        "<|end_of_text|>",
+                                        "<end_of_utterance>",
+                                        "<|tool_response>",
+                                        "<｜end▁of▁sentence｜>",
+                                        "<|fim_pad|>",
+                                        "<fim-pad>",
+                                        "<fim_pad>",
+                                        "<|fim_repo|>",
+                                        "<|repo_name|>",
+                                        "<fim-repo>",
+                                        "<reponame>",
+                                        "<|file_sep|>"};
     for (size_t i = 0; i < sizeof TEXTS / sizeof TEXTS[0]; i++) {
         uint32_t token = special_named(t, TEXTS[i]);
         if (token != NO_TOKEN) {
@@ -124,7 +148,8 @@ static void mark_ends(tokenizer *t, const int32_t ends[5]) {
         }
     }
     /* gpt-oss and Solar end a message with <|end|> and go on; Gemma 4 has a `</s>` that is not its end. */
-    uint32_t returns = special_named(t, "<|return|>"), call = special_named(t, "<|call|>"), calls = special_named(t, "<|calls|>");
+    uint32_t returns = special_named(t, "<|return|>"), call = special_named(t, "<|call|>"),
+             calls = special_named(t, "<|calls|>");
     uint32_t flush = special_named(t, "<|flush|>"), end = special_named(t, "<|end|>"), s = special_named(t, "</s>");
     if (end != NO_TOKEN && (call != NO_TOKEN || calls != NO_TOKEN) && (returns != NO_TOKEN || flush != NO_TOKEN)) {
         t->flags[end] &= (uint8_t)~TOKEN_END;

@@ -5,7 +5,8 @@
 #include "tokenizer/vocab.h"
 
 static lmi_status unsupported_model(text_view model, lmi_error *error) {
-    fail(error, LMI_UNSUPPORTED, "the tokenizer is of kind \"%.*s\"; \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported",
+    fail(error, LMI_UNSUPPORTED,
+         "the tokenizer is of kind \"%.*s\"; \"llama\" (SentencePiece) and \"gpt2\" (byte-level BPE) are supported",
          (int)(model.size < 64 ? model.size : 64), model.data);
     remedy(error, "Use a model of another family; WordPiece, Unigram and RWKV vocabularies cannot be read.");
     return LMI_UNSUPPORTED;

@@ -19,17 +19,17 @@ typedef enum unicode_class {
     UNICODE_N,
     UNICODE_P,
     UNICODE_S,
-    UNICODE_SPACE,   /* \s but for the next two */
+    UNICODE_SPACE, /* \s but for the next two */
     UNICODE_NEWLINE, /* \n and \r */
-    UNICODE_END,     /* not a character: here the text ends */
-    UNICODE_MORE     /* not a character: what stands here depends on text still to come */
+    UNICODE_END, /* not a character: here the text ends */
+    UNICODE_MORE /* not a character: what stands here depends on text still to come */
 } unicode_class;
 
 #define UNICODE_BIT(class) (1u << (class))
 
 enum {
     UNICODE_L = UNICODE_BIT(UNICODE_LU) | UNICODE_BIT(UNICODE_LL) | UNICODE_BIT(UNICODE_LT) | UNICODE_BIT(UNICODE_LM) |
-                UNICODE_BIT(UNICODE_LO),
+        UNICODE_BIT(UNICODE_LO),
     UNICODE_BLANK = UNICODE_BIT(UNICODE_SPACE) | UNICODE_BIT(UNICODE_NEWLINE), /* \s */
     UNICODE_STOP = UNICODE_BIT(UNICODE_END) | UNICODE_BIT(UNICODE_MORE)
 };
@@ -59,7 +59,8 @@ static inline unicode_class unicode_class_of(const unicode *u, uint32_t point) {
 }
 
 /* Class of the character at text[at], at <= size, its length in *length (0 for END and MORE). */
-static inline unicode_class unicode_at(const unicode *u, const uint8_t *text, size_t at, size_t size, bool closed, size_t *length) {
+static inline unicode_class unicode_at(const unicode *u, const uint8_t *text, size_t at, size_t size, bool closed,
+                                       size_t *length) {
     if (at >= size) {
         *length = 0;
         return closed ? UNICODE_END : UNICODE_MORE;

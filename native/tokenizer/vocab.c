@@ -162,8 +162,9 @@ lmi_status vocab_open_texts(tokenizer *t, const gguf *file, lmi_error *error) {
         return status;
     }
     if (tokens->count < 2 || tokens->count > 4194304) {
-        return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, tokens->offset, "the vocabulary has %llu tokens, not 2 to 4,194,304",
-                                        (unsigned long long)tokens->count));
+        return bad_vocab(error,
+                         fail_at(error, LMI_BAD_FORMAT, tokens->offset, "the vocabulary has %llu tokens, not 2 to 4,194,304",
+                                 (unsigned long long)tokens->count));
     }
     t->n_vocab = (int32_t)tokens->count;
     if (types != NULL) {
@@ -192,7 +193,8 @@ lmi_status vocab_open_texts(tokenizer *t, const gguf *file, lmi_error *error) {
         uint64_t offset = cursor;
         text_view text = gguf_next_string(file, &cursor);
         if (text.size > 65536) {
-            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, offset, "token %u has %zu bytes, more than 65,536", token, text.size));
+            return bad_vocab(
+                error, fail_at(error, LMI_BAD_FORMAT, offset, "token %u has %zu bytes, more than 65,536", token, text.size));
         }
         int byte = vocab_byte_of(text);
         int64_t kind = types == NULL ? (t->spm && byte >= 0 ? TOKEN_BYTE : TOKEN_NORMAL) : gguf_int_at(file, types, token);
@@ -202,7 +204,8 @@ lmi_status vocab_open_texts(tokenizer *t, const gguf *file, lmi_error *error) {
         }
         if (kind == TOKEN_BYTE) {
             if (byte < 0) {
-                return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, offset, "token %u is a byte but not of the form <0xHH>", token));
+                return bad_vocab(
+                    error, fail_at(error, LMI_BAD_FORMAT, offset, "token %u is a byte but not of the form <0xHH>", token));
             }
             t->byte_tokens[byte] = (int32_t)token;
         }
@@ -244,7 +247,8 @@ lmi_status vocab_open_merges(tokenizer *t, const gguf *file, lmi_error *error) {
         const char *gap = merge.size < 3 ? NULL : memchr(merge.data + 1, ' ', merge.size - 2);
         size_t left_size = gap == NULL ? 0 : (size_t)(gap - merge.data), right_size = merge.size - left_size - 1;
         if (gap == NULL || merge.data[0] == ' ' || memchr(gap + 1, ' ', right_size) != NULL) {
-            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, offset, "merge %u is not two tokens with a blank between", rank));
+            return bad_vocab(error,
+                             fail_at(error, LMI_BAD_FORMAT, offset, "merge %u is not two tokens with a blank between", rank));
         }
         uint32_t left = vocab_find(t, merge.data, left_size), right = vocab_find(t, gap + 1, right_size), result = NO_TOKEN;
         if (left_size + right_size <= sizeof joined) { /* the longest real tokens have 1,024 bytes */
@@ -253,7 +257,8 @@ lmi_status vocab_open_merges(tokenizer *t, const gguf *file, lmi_error *error) {
             result = vocab_find(t, joined, left_size + right_size);
         }
         if (left == NO_TOKEN || right == NO_TOKEN || result == NO_TOKEN) {
-            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, offset, "merge %u speaks of a token that is not in the vocabulary", rank));
+            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, offset,
+                                            "merge %u speaks of a token that is not in the vocabulary", rank));
         }
         t->flags[result] |= TOKEN_MERGED;
         uint64_t i = merge_hash(left, right) & t->merge_mask;
@@ -346,7 +351,8 @@ lmi_status vocab_open_scores(tokenizer *t, const gguf *file, lmi_error *error) {
     for (uint32_t token = 0; token < (uint32_t)t->n_vocab; token++) {
         double score = gguf_real_at(file, scores, token);
         if (!(score >= -3.4e38 && score <= 3.4e38)) {
-            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, scores->offset + 4 * (uint64_t)token, "the score of token %u is not a number", token));
+            return bad_vocab(error, fail_at(error, LMI_BAD_FORMAT, scores->offset + 4 * (uint64_t)token,
+                                            "the score of token %u is not a number", token));
         }
         t->levels[token] = level_of((float)score);
     }

@@ -16,19 +16,49 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
 /* ---- vocabularies -------------------------------------------------------------------------------------------------- */
 
-static const char *const NAMES[] = {"default",   "llama-bpe",    "qwen2",          "qwen35",      "seed-coder", "minicpm5",
-                                    "gpt-2",     "starcoder",    "falcon",         "tekken",      "gpt-4o",     "deepseek-llm",
-                                    "deepseek-coder", "deepseek-v3", "bloom",      "viking"};
+static const char *const NAMES[] = {"default",        "llama-bpe",   "qwen2",  "qwen35", "seed-coder", "minicpm5",
+                                    "gpt-2",          "starcoder",   "falcon", "tekken", "gpt-4o",     "deepseek-llm",
+                                    "deepseek-coder", "deepseek-v3", "bloom",  "viking"};
 enum { N_NAMES = sizeof NAMES / sizeof NAMES[0], N_SPM = 3, MAX_TOKENS = 1024 };
 
 /* What is merged, byte by byte from the left: seams of every rule among them. */
-static const char *const WORDS[] = {" the", "ing", "  ",   "\n\n",  "\r\n", "123",  " 12",  "!!",   "!\n",       "'s",        "'ll", "a1",
-                                    "1a",   "a\n", "\n ",  " \n",   ".a",   "A's",  "aB",   "Ab",   "\xc3\xa9",  "\xe4\xb8\xad\xe6\x96\x87",
-                                    "\xcc\x81", "e\xcc\x81", "\xe2\x96\x81", "\xf0\x9f\x98\x80", " \xe3\x80\x82", "\t\t", "aaaa", " a b", "/\n", "<|"};
+static const char *const WORDS[] = {" the",
+                                    "ing",
+                                    "  ",
+                                    "\n\n",
+                                    "\r\n",
+                                    "123",
+                                    " 12",
+                                    "!!",
+                                    "!\n",
+                                    "'s",
+                                    "'ll",
+                                    "a1",
+                                    "1a",
+                                    "a\n",
+                                    "\n ",
+                                    " \n",
+                                    ".a",
+                                    "A's",
+                                    "aB",
+                                    "Ab",
+                                    "\xc3\xa9",
+                                    "\xe4\xb8\xad\xe6\x96\x87",
+                                    "\xcc\x81",
+                                    "e\xcc\x81",
+                                    "\xe2\x96\x81",
+                                    "\xf0\x9f\x98\x80",
+                                    " \xe3\x80\x82",
+                                    "\t\t",
+                                    "aaaa",
+                                    " a b",
+                                    "/\n",
+                                    "<|"};
 static const struct {
     const char *text;
     uint32_t kind;
-} SPECIALS[] = {{"<|x|>", 3}, {"<|x|>y", 3}, {"<|x", 4}, {"   ", 4}, {"\n\n\n", 4}, {"\xe2\x96\x81\xe2\x96\x81\xe2\x96\x81", 4}, {"<s", 2}};
+} SPECIALS[] = {{"<|x|>", 3}, {"<|x|>y", 3}, {"<|x", 4}, {"   ", 4}, {"\n\n\n", 4}, {"\xe2\x96\x81\xe2\x96\x81\xe2\x96\x81", 4},
+                {"<s", 2}};
 enum { N_WORDS = sizeof WORDS / sizeof WORDS[0], N_SPECIALS = sizeof SPECIALS / sizeof SPECIALS[0] };
 
 static size_t put_letter(char *text, uint8_t byte) {
@@ -85,8 +115,26 @@ static void build_rich_bpe(builder *b, const char *pre) {
 
 /* 0: with a blank before the text; 1: without; 2: single blanks (its bytes are not the text's). */
 static void build_rich_spm(builder *b, size_t variant) {
-    static const char *const PIECES[] = {"\xe2\x96\x81", "\xe2\x96\x81the", "\xe2\x96\x81t", "he", "th", "e\xe2\x96\x81", "\xe2\x96\x81\xe2\x96\x81",
-                                         "a", "aa", "aaaa", "t", "h", "e", "\xe4\xb8\xad", "\xe4\xb8\xad\xe6\x96\x87", "\n", "\n\n", "e\xcc\x81", "1", "12"};
+    static const char *const PIECES[] = {"\xe2\x96\x81",
+                                         "\xe2\x96\x81the",
+                                         "\xe2\x96\x81t",
+                                         "he",
+                                         "th",
+                                         "e\xe2\x96\x81",
+                                         "\xe2\x96\x81\xe2\x96\x81",
+                                         "a",
+                                         "aa",
+                                         "aaaa",
+                                         "t",
+                                         "h",
+                                         "e",
+                                         "\xe4\xb8\xad",
+                                         "\xe4\xb8\xad\xe6\x96\x87",
+                                         "\n",
+                                         "\n\n",
+                                         "e\xcc\x81",
+                                         "1",
+                                         "12"};
     enum { N_PIECES = sizeof PIECES / sizeof PIECES[0], N = 3 + 256 + N_PIECES + N_SPECIALS };
     static const char *const FIRST[] = {"<unk>", "<s>", "</s>"};
     build_begin(b, 3);
@@ -95,7 +143,10 @@ static void build_rich_spm(builder *b, size_t variant) {
     for (int i = 0; i < N; i++) {
         char text[8];
         snprintf(text, sizeof text, "<0x%02X>", (unsigned)(i - 3) & 255);
-        put_string(b, i < 3 ? FIRST[i] : i < 259 ? text : i < 259 + N_PIECES ? PIECES[i - 259] : SPECIALS[i - 259 - N_PIECES].text);
+        put_string(b, i < 3                ? FIRST[i]
+                      : i < 259            ? text
+                      : i < 259 + N_PIECES ? PIECES[i - 259]
+                                           : SPECIALS[i - 259 - N_PIECES].text);
     }
     build_array(b, "tokenizer.ggml.scores", GGUF_F32, N);
     for (int i = 0; i < N; i++) {
@@ -213,7 +264,8 @@ static char *decode(const tokenizer *t, const ids *tokens, size_t *size) {
 }
 
 static void check_text(const tokenizer *t, const uint8_t *text, size_t size, int special, size_t step) {
-    ids whole = encode(t, text, size, special, 0), parts = encode(t, text, size, special, step), single = encode(t, text, size, special, 1);
+    ids whole = encode(t, text, size, special, 0), parts = encode(t, text, size, special, step),
+        single = encode(t, text, size, special, 1);
     require(parts.n == whole.n && single.n == whole.n);
     require(whole.n == 0 || memcmp(parts.items, whole.items, whole.n * sizeof whole.items[0]) == 0);
     require(whole.n == 0 || memcmp(single.items, whole.items, whole.n * sizeof whole.items[0]) == 0);
@@ -266,7 +318,8 @@ static int has_special(const uint8_t *text, size_t size) {
 }
 
 static void check_file(const uint8_t *data, size_t size) {
-    static const char TEXT[] = "The the 123's  \n\n a<|x|>y\xc3\xa9 \xe4\xb8\xad\xe6\x96\x87\xff aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa<s>";
+    static const char TEXT[] = "The the 123's  \n\n a<|x|>y\xc3\xa9 \xe4\xb8\xad\xe6\x96\x87\xff "
+                               "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa<s>";
     lmi_error error = {0};
     gguf *file = NULL;
     tokenizer *t = NULL;

@@ -80,7 +80,8 @@ static void build_small_spm(builder *b, bool prefix) {
 }
 
 /* Encodes text in steps of `step` bytes (0: at once). Returns the number of tokens, in tokens [capacity]. */
-static size_t encode(const tokenizer *t, const char *text, size_t size, size_t step, bool special, int32_t *tokens, size_t capacity) {
+static size_t encode(const tokenizer *t, const char *text, size_t size, size_t step, bool special, int32_t *tokens,
+                     size_t capacity) {
     encoder *e;
     size_t n = 0;
     CHECK(encoder_open(t, special, &e, NULL) == LMI_OK);
@@ -118,11 +119,11 @@ static void test_spm(void) {
     CHECK(sample_open(&s, &error) == LMI_OK, "%s", error.message);
     check_ids(s.t, "", false, "");
     check_ids(s.t, "a", false, "8");
-    check_ids(s.t, "ab", false, "3 6");         /* ab (-2) goes before the blank's a (-3) */
-    check_ids(s.t, "aba", false, "8 7");        /* ba (-1) is best of all, then the blank takes the a */
+    check_ids(s.t, "ab", false, "3 6"); /* ab (-2) goes before the blank's a (-3) */
+    check_ids(s.t, "aba", false, "8 7"); /* ba (-1) is best of all, then the blank takes the a */
     check_ids(s.t, "bab", false, "3 7 5");
-    check_ids(s.t, "aaa", false, "8 9");        /* the blank's a (-3) before aa (-4) */
-    check_ids(s.t, " a  a", false, "3 8 3 8");   /* the blank's a (-3) before two blanks (-5) */
+    check_ids(s.t, "aaa", false, "8 9"); /* the blank's a (-3) before aa (-4) */
+    check_ids(s.t, " a  a", false, "3 8 3 8"); /* the blank's a (-3) before two blanks (-5) */
     check_ids(s.t, "   b", false, "10 10 5");
     sample_close(&s);
 }
@@ -188,7 +189,8 @@ static void test_spm_against_rule(void) {
         CHECK(n_got == n_expected && memcmp(got, expected, n_got * sizeof got[0]) == 0, "\"%s\"", text);
         merger by_heap = {.t = s.t};
         CHECK(merge_text_by_heap(&by_heap, (const uint8_t *)escaped, strlen(escaped), NULL) == LMI_OK);
-        CHECK(by_heap.n_tokens == n_expected && memcmp(by_heap.tokens, expected, n_expected * sizeof got[0]) == 0, "\"%s\"", text);
+        CHECK(by_heap.n_tokens == n_expected && memcmp(by_heap.tokens, expected, n_expected * sizeof got[0]) == 0, "\"%s\"",
+              text);
         merger_close(&by_heap);
     }
     sample_close(&s);
@@ -198,13 +200,13 @@ static void test_spm_specials(void) {
     sample s = {0};
     build_small_spm(&s.b, true);
     CHECK(sample_open(&s, NULL) == LMI_OK);
-    check_ids(s.t, "<s>a", true, "1 8");                 /* text after a special token has a blank of its own */
+    check_ids(s.t, "<s>a", true, "1 8"); /* text after a special token has a blank of its own */
     check_ids(s.t, "a<s>", true, "8 1");
     check_ids(s.t, "<s><|x|></s>", true, "1 11 2");
-    check_ids(s.t, "<tag>a", false, "12 8");             /* user-defined ones are always found */
-    check_ids(s.t, "<tag>sa", false, "13 8");            /* the longest of those that begin first */
-    check_ids(s.t, "a<tag", true, "8 0 4 0");            /* not all of it; unknown neighbours become one <unk> */
-    check_ids(s.t, "<|x|>", false, "3 0");               /* a control token in the text of a user is text */
+    check_ids(s.t, "<tag>a", false, "12 8"); /* user-defined ones are always found */
+    check_ids(s.t, "<tag>sa", false, "13 8"); /* the longest of those that begin first */
+    check_ids(s.t, "a<tag", true, "8 0 4 0"); /* not all of it; unknown neighbours become one <unk> */
+    check_ids(s.t, "<|x|>", false, "3 0"); /* a control token in the text of a user is text */
     check_ids(s.t, "<unk>", true, "0");
     CHECK(tokenizer_is_end(s.t, 2) && !tokenizer_is_end(s.t, 1) && !tokenizer_is_end(s.t, -1) && !tokenizer_is_end(s.t, N_SPM));
     lmi_vocab_info info;
@@ -242,10 +244,10 @@ static void test_decoder(void) {
         const char *bytes, *text;
     } CASES[] = {{"\xe2\x82\xac", "\xe2\x82\xac"},
                  {"a\x80z", "a\xef\xbf\xbdz"},
-                 {"\xe2\x82", "\xef\xbf\xbd"},                         /* one piece of a character: one mark */
+                 {"\xe2\x82", "\xef\xbf\xbd"}, /* one piece of a character: one mark */
                  {"\xe2\x82z", "\xef\xbf\xbdz"},
                  {"\xf0\x9f\x98\xf0\x9f\x98\x80", "\xef\xbf\xbd\xf0\x9f\x98\x80"},
-                 {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},             /* no byte of it can begin or go on */
+                 {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"}, /* no byte of it can begin or go on */
                  {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* a surrogate */
                  {"\xf5", "\xef\xbf\xbd"}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
@@ -330,19 +332,22 @@ static void run_on_small_stack(run *r) {
 }
 
 static void test_runs(void) {
-    static const char *const UNITS[] = {"a", "t", " ", "\n", "7", "!", "'", "\xcc\x81", "\xe4\xb8\xad", "ab", "the ", "\x80", "in"};
+    static const char *const UNITS[] = {"a",  "t",    " ",    "\n", "7", "!", "'", "\xcc\x81", "\xe4\xb8\xad",
+                                        "ab", "the ", "\x80", "in"};
     for (int kind = 0; kind < 2; kind++) {
         sample s = {0};
         build_begin(&s.b, 3);
         kind == 0 ? build_spm(&s.b) : build_bpe(&s.b);
         CHECK(sample_open(&s, NULL) == LMI_OK);
         for (size_t i = 0; i < sizeof UNITS / sizeof UNITS[0]; i++) {
-            run small = {.t = s.t, .unit = UNITS[i], .n_bytes = 240000}, large = {.t = s.t, .unit = UNITS[i], .n_bytes = 1920000};
+            run small = {.t = s.t, .unit = UNITS[i], .n_bytes = 240000},
+                large = {.t = s.t, .unit = UNITS[i], .n_bytes = 1920000};
             run_on_small_stack(&small);
             run_on_small_stack(&large);
             /* Eight times the text: n log n gives up to 10 times, and caches take their toll; squares would give 64. */
             CHECK(large.seconds < 24 * small.seconds + 0.1, "\"%s\": %g s and %g s", UNITS[i], small.seconds, large.seconds);
-            CHECK(small.n_tokens > 0 && large.n_tokens > 7 * small.n_tokens, "\"%s\": %zu and %zu tokens", UNITS[i], small.n_tokens, large.n_tokens);
+            CHECK(small.n_tokens > 0 && large.n_tokens > 7 * small.n_tokens, "\"%s\": %zu and %zu tokens", UNITS[i],
+                  small.n_tokens, large.n_tokens);
         }
         sample_close(&s);
     }

@@ -5,28 +5,28 @@
 #include "tokenizer/vocab.h"
 
 typedef enum part { /* what is put in place of the right thing */
-    NOTHING,
-    NO_MODEL,
-    MODEL_IS_NUMBER,
-    NO_TOKENS,
-    ONE_TOKEN,
-    TOKENS_ARE_NUMBERS,
-    TYPES_SHORT,
-    TYPES_ARE_FLOATS,
-    TYPE_UNKNOWN,
-    TYPE_NEGATIVE,
-    NO_SCORES,
-    SCORES_SHORT,
-    SCORES_ARE_STRINGS,
-    SCORE_NAN,
-    SCORE_INFINITE,
-    NO_MERGES,
-    MERGES_ARE_NUMBERS,
-    EXTRA_TOKEN, /* `text` as one more token of `kind` */
-    LONG_TOKEN,
-    MERGE,       /* `text` as one more merge */
-    ID,          /* key `text` with value `number` */
-    FLAG         /* key `text` set, and the id of BOS or EOS is none */
+                    NOTHING,
+                    NO_MODEL,
+                    MODEL_IS_NUMBER,
+                    NO_TOKENS,
+                    ONE_TOKEN,
+                    TOKENS_ARE_NUMBERS,
+                    TYPES_SHORT,
+                    TYPES_ARE_FLOATS,
+                    TYPE_UNKNOWN,
+                    TYPE_NEGATIVE,
+                    NO_SCORES,
+                    SCORES_SHORT,
+                    SCORES_ARE_STRINGS,
+                    SCORE_NAN,
+                    SCORE_INFINITE,
+                    NO_MERGES,
+                    MERGES_ARE_NUMBERS,
+                    EXTRA_TOKEN, /* `text` as one more token of `kind` */
+                    LONG_TOKEN,
+                    MERGE, /* `text` as one more merge */
+                    ID, /* key `text` with value `number` */
+                    FLAG /* key `text` set, and the id of BOS or EOS is none */
 } part;
 
 typedef struct fault {
@@ -78,7 +78,10 @@ static void build_faulty(builder *b, const fault *f) {
     uint64_t n_types = p == TYPES_SHORT ? n - 1 : n;
     build_array(b, "tokenizer.ggml.token_type", p == TYPES_ARE_FLOATS ? GGUF_F32 : GGUF_I32, n_types);
     for (uint64_t i = 0; i < n_types; i++) {
-        put_u32(b, i >= N_WORDS ? f->kind : i == 3 && p == TYPE_UNKNOWN ? 7 : i == 3 && p == TYPE_NEGATIVE ? UINT32_MAX : KINDS[i]);
+        put_u32(b, i >= N_WORDS                   ? f->kind
+                   : i == 3 && p == TYPE_UNKNOWN  ? 7
+                   : i == 3 && p == TYPE_NEGATIVE ? UINT32_MAX
+                                                  : KINDS[i]);
     }
     if (!f->bpe && p == SCORES_ARE_STRINGS) {
         build_array(b, "tokenizer.ggml.scores", GGUF_STRING, n);
@@ -190,7 +193,8 @@ static void test_fault(const fault *f) {
     } else {
         CHECK(status == LMI_BAD_FORMAT && t == NULL && error.status == status, "%s: status %d", f->name, (int)status);
         CHECK(strstr(error.message, f->message) != NULL, "%s: %s", f->name, error.message);
-        CHECK(error.remedy[0] != '\0' && (error.offset >= 0) == (f->has_offset != 0), "%s: offset %lld", f->name, (long long)error.offset);
+        CHECK(error.remedy[0] != '\0' && (error.offset >= 0) == (f->has_offset != 0), "%s: offset %lld", f->name,
+              (long long)error.offset);
         CHECK(error.offset < (int64_t)b.size, "%s", f->name);
     }
     tokenizer_close(t);
@@ -245,7 +249,8 @@ static void test_crafted_texts(void) {
         put_text(&b, a, 16);
     }
     CHECK(gguf_open(b.bytes, b.size, &file, &error) == LMI_OK);
-    CHECK(tokenizer_open(file, &t, &error) == LMI_BAD_FORMAT && strstr(error.message, "make look-ups slow") != NULL, "%s", error.message);
+    CHECK(tokenizer_open(file, &t, &error) == LMI_BAD_FORMAT && strstr(error.message, "make look-ups slow") != NULL, "%s",
+          error.message);
     gguf_close(file);
     build_free(&b);
 }

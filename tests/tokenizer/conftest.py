@@ -5,8 +5,9 @@ from pathlib import Path
 
 import cffi
 import pytest
-from tokenizer import vocabularies
 from tokenizer.tokens import open_tokens
+
+from tokenizer import vocabularies
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERNALS = Path(os.environ.get("LMI_INTERNALS", ROOT / "build" / "native" / "tests" / "liblmi_internals.so"))

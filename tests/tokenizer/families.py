@@ -65,14 +65,10 @@ FAMILIES = {
         )
     ),
     "bailingmoe": lambda: _sequence(
-        _split(
-            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-        )
+        _split(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
     ),
     "seed-coder": lambda: _sequence(
-        _split(
-            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_BLANKS}"
-        )
+        _split(rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_BLANKS}")
     ),
     "minicpm5": lambda: _sequence(_split(r"\p{N}{1,3}"), _split(_words(r"\p{N}+"))),
     "tekken": lambda: _sequence(_split(_cased(r"\p{N}", ""))),

@@ -62,5 +62,3 @@ def test_every_token_comes_back(open_file, data):
             text = tokens.text(token)
             ids = tokens.encode(text)
             assert b"".join(map(tokens.text, ids)) == (b" " if name == "llama-spm" and text else b"") + text
-
-

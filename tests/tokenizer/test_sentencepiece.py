@@ -3,9 +3,10 @@
 import random
 
 import pytest
-from tokenizer import vocabularies
 from tokenizer.texts import RUNS, any_text, mixture
 from tokenizer.vocabularies import USER_DEFINED
+
+from tokenizer import vocabularies
 
 sentencepiece = pytest.importorskip("sentencepiece")
 

@@ -22,7 +22,7 @@ class Vocabulary:
     scores: list[float] | None = None
     model: str = "gpt2"
     pre: str | None = None
-    keys: dict[str, object] = field(default_factory=dict)  # bool, int or str; None leaves the key out
+    keys: dict[str, object] = field(default_factory=dict)  # bool, int or str
 
     def write(self, path: Path) -> Path:
         writer = gguf.GGUFWriter(path, "llama")
@@ -37,7 +37,7 @@ class Vocabulary:
         if self.merges is not None:
             writer.add_token_merges(self.merges)
         for key, value in self.keys.items():
-            add = writer.add_bool if isinstance(value, bool) else writer.add_uint32 if isinstance(value, int) else writer.add_string
+            add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}[type(value)]
             add(key, value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -59,7 +59,14 @@ class Vocabulary:
         return tokenizer
 
 
-SPECIALS = {"<|a|>": CONTROL, "<|a|>b": CONTROL, "<|ab": USER_DEFINED, "   ": USER_DEFINED, "\n\n": USER_DEFINED, "éé": USER_DEFINED}
+SPECIALS = {
+    "<|a|>": CONTROL,
+    "<|a|>b": CONTROL,
+    "<|ab": USER_DEFINED,
+    "   ": USER_DEFINED,
+    "\n\n": USER_DEFINED,
+    "éé": USER_DEFINED,
+}
 
 
 def trained_bpe(size: int = 4000) -> Vocabulary:
@@ -133,7 +140,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def qwen(folder: Path) -> Vocabulary:
-    """Qwen's ranks are tokens only: the merge that makes each is the last one that byte pair encoding with the ranks below does."""
+    """Qwen's file has tokens only: the merge that makes one is the last of byte pair encoding with the ranks below it."""
     lines = (line.split() for line in (folder / "qwen.tiktoken").read_text().splitlines())
     ranks = {base64.b64decode(text): int(rank) for text, rank in lines}
     letters = byte_letters()
@@ -156,4 +163,5 @@ def qwen(folder: Path) -> Vocabulary:
     padding = [f"[PAD{i}]" for i in range(len(tokens) + len(specials), 151936)]
     types = [NORMAL] * len(tokens) + [CONTROL] * len(specials) + [UNUSED] * len(padding)
     keys = {"tokenizer.ggml.bos_token_id": len(tokens), "tokenizer.ggml.eos_token_id": len(tokens) + 2}
-    return Vocabulary(tokens + specials + padding, types, merges, pre="qwen2", keys={**keys, "tokenizer.ggml.add_bos_token": False})
+    keys["tokenizer.ggml.add_bos_token"] = False
+    return Vocabulary(tokens + specials + padding, types, merges, pre="qwen2", keys=keys)
