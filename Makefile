@@ -6,6 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CMAKE  := $(shell command -v cmake || echo $(CURDIR)/$(BIN)/cmake)
 JOBS   := $(shell nproc 2>/dev/null || echo 2)
+THREADED := test_pool test_session
 MODEL  := models/lmi-tiny/lmi-tiny.gguf
 TEXT   := models/texts/santa-claus-youth.txt
 C_FILES := find native tests -name '*.[ch]' -not -name '*_tables.h'
@@ -53,15 +54,16 @@ native-test: build
 sanitize: $(CMAKE)
 	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined
 	$(CMAKE) --build build/asan -j $(JOBS)
-	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -j $(JOBS)
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -LE fuzz
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz -j $(JOBS)
 	$(CMAKE) -S native -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_SANITIZE=thread
-	$(CMAKE) --build build/tsan -j $(JOBS)
-	cd build/tsan && $(dir $(CMAKE))ctest --output-on-failure -R 'pool|thread|session|engine|api'
+	$(CMAKE) --build build/tsan -j $(JOBS) --target $(THREADED)
+	cd build/tsan && for name in $(THREADED); do $(dir $(CMAKE))ctest --output-on-failure -R $$name || exit 1; done
 
 fuzz: $(CMAKE)
 	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined
 	$(CMAKE) --build build/asan -j $(JOBS)
-	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz -j $(JOBS)
 
 aarch64: $(CMAKE)
 	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null || { echo "needs: apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }

@@ -1,6 +1,6 @@
 """Measures a checkpoint: perplexity on held-out books, passkey accuracy inside the context, a sample.
 
-    python evaluate.py --work WORK --valid BOOKS_VALID [--checkpoint WORK/last.pt]
+    python evaluate.py --work WORK --valid BOOKS_VALID [--checkpoint WORK/last.pt|lmi-tiny.gguf]
 """
 import argparse
 import math
@@ -77,10 +77,19 @@ def sample(model, sp, prompt, count, temperature=0.8, top_p=0.9, seed=1):
 
 
 def load(path):
-    saved = torch.load(path, weights_only=True)
-    model = Model(Config(**saved["config"]))
-    model.load_state_dict(saved["model"])
-    return model.eval(), saved["state"]
+    """A checkpoint, or a GGUF file (what its rounded weights do in the same torch model)."""
+    if str(path).endswith(".gguf"):
+        import gguf
+        from export import names
+        ours = {theirs: mine for mine, theirs in names(Config.layers).items()}
+        model, state = Model(Config()), None
+        model.load_state_dict({ours[t.name]: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy())
+                               for t in gguf.GGUFReader(path).tensors})
+    else:
+        saved = torch.load(path, weights_only=True)
+        model, state = Model(Config(**saved["config"])), saved["state"]
+        model.load_state_dict(saved["model"])
+    return model.eval(), state
 
 
 if __name__ == "__main__":
@@ -93,7 +102,8 @@ if __name__ == "__main__":
     a = p.parse_args()
     model, state = load(a.checkpoint or a.work / "last.pt")
     exercises = data.Exercises(a.work / "lmi-tiny.model", np.fromfile(a.work / "books.u16", np.uint16))
-    print(f"{state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes")
+    if state:
+        print(f"{state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes")
     byte, token = nats_per_byte(model, *book_windows(a.valid, a.work / "lmi-tiny.model", a.per_book))
     print(f"books: {byte:.4f} nats per byte (perplexity {math.exp(byte):.3f}), "
           f"{token:.4f} per token (perplexity {math.exp(token):.1f})")

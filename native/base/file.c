@@ -143,7 +143,8 @@ static lmi_status map_whole(const char *path, file_view *view, lmi_error *error)
         char shown[SHOWN_PATH], text[32], size[32];
         lmi_status status = errno == ENOMEM ? LMI_OUT_OF_MEMORY : LMI_IO;
         fail(error, status, "cannot map %s (%s): %s", show(path, shown), human_bytes(view->size, size), words(errno, text));
-        remedy(error, status == LMI_IO ? "Read it into memory instead: --no-mmap" : "Raise the limit of address space (ulimit -v).");
+        remedy(error,
+               status == LMI_IO ? "Read it into memory instead: --no-mmap" : "Raise the limit of address space (ulimit -v).");
         return status;
     }
     view->bytes = bytes;
@@ -157,8 +158,8 @@ static lmi_status read_whole(const char *path, file_view *view, lmi_error *error
     memory_now(&memory);
     /* Asked first: Linux grants memory that it does not have, and kills the process when it is touched. */
     if (memory.available_bytes > 0 && view->size > memory.available_bytes) {
-        fail(error, LMI_OUT_OF_MEMORY, "reading %s into memory needs %s, %s free", show(path, shown), human_bytes(view->size, size),
-             human_bytes(memory.available_bytes, free_text));
+        fail(error, LMI_OUT_OF_MEMORY, "reading %s into memory needs %s, %s free", show(path, shown),
+             human_bytes(view->size, size), human_bytes(memory.available_bytes, free_text));
         remedy(error, "Leave the file mapped: without --no-mmap.");
         return LMI_OUT_OF_MEMORY;
     }
@@ -180,8 +181,8 @@ static lmi_status read_whole(const char *path, file_view *view, lmi_error *error
             return fail_at(error, LMI_IO, done, "cannot read %s: %s", show(path, shown), words(errno, text));
         }
         if (got == 0) {
-            fail_at(error, LMI_IO, done, "%s became shorter while it was read (%s of %s)", show(path, shown), human_bytes(done, text),
-                    human_bytes(view->size, size));
+            fail_at(error, LMI_IO, done, "%s became shorter while it was read (%s of %s)", show(path, shown),
+                    human_bytes(done, text), human_bytes(view->size, size));
             remedy(error, "Wait until whatever writes it is done.");
             return LMI_IO;
         }
@@ -326,8 +327,8 @@ static lmi_status fail_space(const char *path, uint64_t needed, lmi_error *error
     if (!free_space(folder, &available)) {
         fail(error, LMI_NO_SPACE, "cannot write %s: no space left; nothing was left behind", show(path, shown));
     } else {
-        fail(error, LMI_NO_SPACE, "cannot write %s: no space left (needs %s, %s free); nothing was left behind", show(path, shown),
-             human_bytes(needed, needs), human_bytes(available, left));
+        fail(error, LMI_NO_SPACE, "cannot write %s: no space left (needs %s, %s free); nothing was left behind",
+             show(path, shown), human_bytes(needed, needs), human_bytes(available, left));
     }
     remedy(error, "Free some space, or write to another disk.");
     return LMI_NO_SPACE;
@@ -376,7 +377,8 @@ static lmi_status resolve_target(const char *path, file_writer *writer, lmi_erro
     if (S_ISLNK(info.st_mode)) {
         char resolved[PATH_MAX];
         if (realpath(path, resolved) == NULL || strlen(resolved) >= sizeof writer->path || stat(resolved, &info) != 0) {
-            fail(error, LMI_IO, "cannot write %s: it is a link that cannot be followed: %s", show(path, shown), words(errno, text));
+            fail(error, LMI_IO, "cannot write %s: it is a link that cannot be followed: %s", show(path, shown),
+                 words(errno, text));
             remedy(error, "Remove the link, or make the place it leads to.");
             return LMI_IO;
         }

@@ -55,9 +55,9 @@ struct sampler {
     saved saved;
     int64_t n_vocab;
     candidate *candidates; /* [n_vocab] */
-    float *adjusted;       /* [n_vocab]: logits after penalties */
-    float *block_max;      /* [n_vocab / BLOCK, rounded up] */
-    uint16_t *counts;      /* [n_vocab]: 0 between draws */
+    float *adjusted; /* [n_vocab]: logits after penalties */
+    float *block_max; /* [n_vocab / BLOCK, rounded up] */
+    uint16_t *counts; /* [n_vocab]: 0 between draws */
 };
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
@@ -357,7 +357,8 @@ static int64_t find_front(candidate *c, int64_t n, front by, double target) {
 static int64_t n_blocks_of(int64_t n_vocab) { return (n_vocab + BLOCK - 1) / BLOCK; }
 
 /* Returns the logits to choose from: the model's, or a copy with penalties. */
-static const float *apply_penalties(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known) {
+static const float *apply_penalties(sampler *s, const float *logits, const int32_t *history, int64_t position,
+                                    int64_t n_known) {
     const saved *o = &s->saved;
     int64_t n = o->penalty_last < SAMPLER_HISTORY ? o->penalty_last : SAMPLER_HISTORY;
     n = n < n_known ? n : n_known;
@@ -498,7 +499,7 @@ static int32_t choose(sampler *s, const float *z, float largest) {
     }
     set_weights(c, n, (double)o->temperature);
     n = keep_heavy(c, n, DBL_TRUE_MIN); /* weights that vanish cannot be drawn, not even by rounding */
-    n = n > 0 ? n : 1;                  /* only with options that sampler_check_state would have refused */
+    n = n > 0 ? n : 1; /* only with options that sampler_check_state would have refused */
     return id_of(c[find_front(c, n, MASS_ABOVE, next_uniform(&s->saved) * total_weight(c, n)) - 1]);
 }
 
@@ -513,13 +514,14 @@ static int32_t find_first(const sampler *s, const float *z, float largest) {
     return (int32_t)i;
 }
 
-lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known, int32_t *token,
-                        float *logprob, lmi_error *error) {
+lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known,
+                        int32_t *token, float *logprob, lmi_error *error) {
     const float *z = apply_penalties(s, logits, history, position, n_known);
     float largest = find_max(z, s->n_vocab, s->block_max);
     if (largest == -INFINITY) {
         fail(error, LMI_INTERNAL, "no token can be drawn: all %lld logits are NaN or -infinity", (long long)s->n_vocab);
-        remedy(error, "The model's weights may be damaged: check the file with lmi info --check-tensors, or download it again.");
+        remedy(error,
+               "The model's weights may be damaged: check the file with lmi info --check-tensors, or download it again.");
         return LMI_INTERNAL;
     }
     bool greedy = s->saved.temperature == 0.0f || s->saved.top_k == 1;

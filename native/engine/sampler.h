@@ -19,11 +19,13 @@ sampler *sampler_at(void *memory, int64_t n_vocab); /* `memory`: sampler_bytes, 
 lmi_status sampler_set(sampler *s, const lmi_sampling *sampling, lmi_error *error); /* checks ranges; reseeds */
 
 /* What was read: token of position p is history[p % SAMPLER_HISTORY], for the last min(position, SAMPLER_HISTORY) positions,
- * of which `n_known` are recorded. Logits [n_vocab] are not changed. All-NaN logits are LMI_INTERNAL with a clear message. */
-lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known, int32_t *token,
-                        float *logprob, lmi_error *error);
+ * of which `n_known` are recorded. Logits [n_vocab] are not changed; if all are NaN or -infinity, it fails with LMI_INTERNAL.
+ * *logprob (NULL: not wanted) is the token's in the model's own distribution: temperature 1, before penalties and cuts.
+ * What each link does exactly is said at the head of sampler.c. Before sampler_set, the most likely token is drawn. */
+lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known,
+                        int32_t *token, float *logprob, lmi_error *error);
 
-/* -log softmax(logits)[token], summed in double. */
+/* -log softmax(logits)[token], summed in double. +infinity for an id out of range; a NaN among the logits gives NaN. */
 double logits_nll(const float *logits, int64_t n_vocab, int32_t token);
 
 /* The part that a saved state keeps: options and generator. */

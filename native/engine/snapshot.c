@@ -176,7 +176,8 @@ static lmi_status give_sums(sink *out, const snapshot_part *parts, int n_parts, 
     return status == LMI_OK ? give(out, held, n_held, error) : status;
 }
 
-static lmi_status give_all(sink *out, const snapshot_header *header, const snapshot_part *parts, int n_parts, lmi_error *error) {
+static lmi_status give_all(sink *out, const snapshot_header *header, const snapshot_part *parts, int n_parts,
+                           lmi_error *error) {
     uint8_t bytes[HEADER_BYTES];
     write_header(header, parts, n_parts, bytes);
     lmi_status status = give(out, bytes, sizeof bytes, error);
@@ -222,8 +223,8 @@ static lmi_status damaged(lmi_error *error, uint64_t offset, const char *what) {
 
 static lmi_status incomplete(lmi_error *error, uint64_t size, uint64_t needed) {
     char has[32], needs[32];
-    fail_at(error, LMI_BAD_FORMAT, size, "the saved state is incomplete: it needs %s bytes, there are %s", group_digits(needed, needs),
-            group_digits(size, has));
+    fail_at(error, LMI_BAD_FORMAT, size, "the saved state is incomplete: it needs %s bytes, there are %s",
+            group_digits(needed, needs), group_digits(size, has));
     remedy(error, "Copy or save it again.");
     return LMI_BAD_FORMAT;
 }
@@ -286,21 +287,24 @@ static lmi_status check_header(const uint8_t *bytes, uint64_t size, snapshot_hea
 }
 
 static lmi_status differs(const snapshot_header *saved, lmi_error *error) {
-    remedy(error, "Open it as it was saved: --window %lld --sinks %lld --kv-type %s --placement %s --chunk %lld --rollback %lld",
+    remedy(error,
+           "Open it as it was saved: --window %lld --sinks %lld --kv-type %s --placement %s --chunk %lld --rollback %lld",
            (long long)saved->window, (long long)saved->sinks, kv_name(saved->kv_type), placement_name(saved->placement),
            (long long)saved->chunk, (long long)saved->rollback);
     return LMI_STATE;
 }
 
 /* That the state is one of this very session: `h` has passed check_header. */
-static lmi_status check_fits(const snapshot_header *expected, const snapshot_header *h, const uint64_t sizes[SNAPSHOT_MAX_PARTS],
-                             const snapshot_part *parts, lmi_error *error) {
+static lmi_status check_fits(const snapshot_header *expected, const snapshot_header *h,
+                             const uint64_t sizes[SNAPSHOT_MAX_PARTS], const snapshot_part *parts, lmi_error *error) {
     const struct {
         const char *option;
         int64_t saved, mine;
     } numbers[] = {
-        {"--window", h->window, expected->window},       {"--sinks", h->sinks, expected->sinks},
-        {"--chunk", h->chunk, expected->chunk},          {"--rollback", h->rollback, expected->rollback},
+        {"--window", h->window, expected->window},
+        {"--sinks", h->sinks, expected->sinks},
+        {"--chunk", h->chunk, expected->chunk},
+        {"--rollback", h->rollback, expected->rollback},
     };
     if (memcmp(h->fingerprint, expected->fingerprint, sizeof h->fingerprint) != 0) {
         fail(error, LMI_STATE, "the state was saved with another model");
@@ -316,7 +320,8 @@ static lmi_status check_fits(const snapshot_header *expected, const snapshot_hea
     }
     if (h->kv_type != expected->kv_type) {
         const char *mine = kv_name(expected->kv_type);
-        fail(error, LMI_STATE, "the state was saved with --kv-type %s, this session has %s", kv_name(h->kv_type), mine ? mine : "?");
+        fail(error, LMI_STATE, "the state was saved with --kv-type %s, this session has %s", kv_name(h->kv_type),
+             mine ? mine : "?");
         return differs(h, error);
     }
     if (h->placement != expected->placement) {
@@ -396,7 +401,8 @@ static void copy_parts(const snapshot_part *parts, int n_parts, const uint8_t *n
 static lmi_status check_own(const snapshot_header *header, const snapshot_part *parts, int n_parts, lmi_error *error) {
     const char *nonsense = find_nonsense(header);
     if (nonsense != NULL || snapshot_size(parts, n_parts) == 0) {
-        return fail(error, LMI_INTERNAL, "this session's state cannot be saved: %s", nonsense ? nonsense : "its parts have no size");
+        return fail(error, LMI_INTERNAL, "this session's state cannot be saved: %s",
+                    nonsense ? nonsense : "its parts have no size");
     }
     return LMI_OK;
 }
@@ -432,7 +438,8 @@ lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *heade
     return status;
 }
 
-lmi_status snapshot_save(const snapshot_header *header, const snapshot_part *parts, int n_parts, const char *path, lmi_error *error) {
+lmi_status snapshot_save(const snapshot_header *header, const snapshot_part *parts, int n_parts, const char *path,
+                         lmi_error *error) {
     file_writer file;
     lmi_status status = check_own(header, parts, n_parts, error);
     if (status != LMI_OK || (status = file_create(path, snapshot_size(parts, n_parts), &file, error)) != LMI_OK) {

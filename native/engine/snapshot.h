@@ -41,7 +41,8 @@ lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *heade
 
 /* The same to and from a file. Saving is atomic: a partial file beside it, fsync, rename, fsync of the folder; on any failure
  * (a full disk is LMI_NO_SPACE) the old file is still there and nothing else is left. */
-lmi_status snapshot_save(const snapshot_header *header, const snapshot_part *parts, int n_parts, const char *path, lmi_error *error);
+lmi_status snapshot_save(const snapshot_header *header, const snapshot_part *parts, int n_parts, const char *path,
+                         lmi_error *error);
 lmi_status snapshot_load(const snapshot_header *expected, snapshot_header *header, const snapshot_part *parts, int n_parts,
                          const char *path, snapshot_check *check, void *context, lmi_error *error);
 /* Only the header of a file (sums of the rest unchecked). */

@@ -1,4 +1,4 @@
-/* What the columns of attention kernels share: which slots a token sees, how a query meets a Q8_0 bank, and storing.
+/* What the columns of attention kernels share: which slots a token sees, and how a query meets a Q8_0 bank.
  *
  * Slots are taken in blocks of 64 that begin at multiples of 64, blocks in ascending order, slots inside a block in ascending
  * order; what a row adds up depends on its own slots only, not on the rows beside it. */
@@ -58,8 +58,8 @@ static inline uint64_t seen_in_block(const slot_view *view, int64_t block) {
 }
 
 /* Q8_0 banks: the query is rounded to 16 bits per 32 values, q = scale * level with |level| <= 32767, and meets the stored bytes
- * in integers, exactly: 32 * 255 * 32767 < 2^31. The rounding moves a logit by 2e-5 of its size at most in practice (relative
- * variance of a normal query 5e-10, where the stored key itself has 3e-5). A query that is not finite has scale NaN. */
+ * in integers, exactly: 32 * 255 * 32767 < 2^31. On normal data this moves the output by 3e-10 of its mean square, where rounding
+ * the key to 8 bits costs 3e-5. A query that is not finite has scale NaN. */
 enum { QUERY_BLOCK = 32 };
 
 static inline float round_query(const float *q, int16_t *levels) {

@@ -3,18 +3,22 @@
  *
  * Query rows are taken in groups of GROUP, as many as fit the registers. Per block of 64 slots: logits of a group grow side by
  * side from the transposed key tiles (a key vector is loaded once per group), one step of the running softmax, then the values
- * (loaded once per group). With more rows than one group the block is widened to float first, in scratch. Rows of a group may
- * see different slots: what all see runs without questions, the few slots at a seam or on the diagonal are asked row by row.
+ * (loaded once per group). Rows of a group may see different slots: what all see runs without questions, the few slots at a seam
+ * or on the diagonal are asked row by row. With few rows (decoding) the memory decides, and each loop asks for what the next one
+ * reads; with many, the block is first widened to float in scratch.
  *
  * From the includer:
  *   vf, LANES                a vector of floats            TILE_VECTORS  16 / LANES
- *   vf_load, vf_store, vf_all(float), vf_max, vf_sum, vf_largest (NaN is passed over), vf_multiply_add(a, b, c) = a * b + c
+ *   vf_load, vf_store, vf_all(float), vf_sum, vf_largest, vf_multiply_add(a, b, c) = a * b + c
+ *   vf_max(a, b)             b where either is NaN
  *   vf_exp                   exp of each, arguments <= 0 or NaN; 0 below EXP_NORMAL
  *   vf_only(bits, x)         -inf where a bit is 0
  *   vf_from_f16, vf_from_int8   of LANES values in memory
  *   vi, vi_load, vi_all(int32_t), vi_even, vi_odd: bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
  *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword, vf_from_int(vi)
- *   GROUP, EACH_ROWS(n, DO)  switch (n) with a case for every 1 <= n <= GROUP;  INT_ROWS: rows per pass over Q8_0 keys */
+ *   GROUP, EACH_ROWS(n, DO)  switch (n) with a case for every 1 <= n <= GROUP
+ *   INT_ROWS                 rows per pass over Q8_0 keys
+ *   ACCUMULATORS             sums that a loop keeps in registers */
 #ifndef LMI_KERNELS_ATTENTION_SIMD_H
 #define LMI_KERNELS_ATTENTION_SIMD_H
 
@@ -25,7 +29,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PANEL = 8 * GROUP }; /* rows whose logits are in scratch at a time */
+enum {
+    PANEL = 8 * GROUP, /* rows whose logits are in scratch at a time */
+    DIRECT_ROWS = 16 /* up to here every group reads the bank itself */
+};
 
 /* The parts of scratch, each 64-byte aligned. */
 typedef struct workspace {
@@ -110,9 +117,22 @@ INLINE vf key_vector(lmi_kv_type type, const void *keys, int64_t index) {
     return type == LMI_KV_F32 ? vf_load((const float *)keys + index) : vf_from_f16((const uint16_t *)keys + index);
 }
 
+/* Asks for what will be read next, as many bytes per step of a loop as the step reads itself: neither the loop nor the memory waits
+ * for the other. NULL: nothing. */
+INLINE void fetch(const char *ahead, int64_t i, int64_t step) {
+    if (ahead != NULL) {
+#pragma GCC unroll 16
+        for (int64_t at = 0; at < step; at += 64) {
+            __builtin_prefetch(ahead + i * step + at, 0, 2);
+        }
+    }
+}
+
 /* logits[row][16 * tile + slot] of `rows` rows against `tiles` tiles that follow each other. */
-INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, const void *keys, int64_t d, float *logits) {
+INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, const void *keys, int64_t d, const char *ahead,
+                         float *logits) {
     enum { MOST = 4 * TILE_VECTORS };
+    const int64_t step = tiles * KV_TILE * (type == LMI_KV_F32 ? 4 : 2);
     const int vectors = tiles * TILE_VECTORS;
     vf sum[GROUP][MOST];
 #pragma GCC unroll 16
@@ -129,6 +149,7 @@ INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, 
             const int64_t tile = v / TILE_VECTORS, lane = v % TILE_VECTORS * LANES;
             key[v] = key_vector(type, keys, (tile * d + i) * KV_TILE + lane);
         }
+        fetch(ahead, i, step);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const vf x = vf_all(q[i * GROUP + r]);
@@ -149,7 +170,7 @@ INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, 
 
 /* The same for one Q8_0 tile: integers are exact inside a block of 32 values, then one rounding per scale. */
 INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, const int32_t *offsets, const uint8_t *keys,
-                        const uint16_t *scales, int64_t d, float *logits) {
+                        const uint16_t *scales, int64_t d, const char *ahead, float *logits) {
     vf sum[INT_ROWS][TILE_VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
@@ -168,6 +189,7 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
             }
         }
         for (int64_t i = b * (QUERY_BLOCK / 4); i < (b + 1) * (QUERY_BLOCK / 4); i++) {
+            fetch(ahead, i, KV_TILE * 4);
 #pragma GCC unroll 16
             for (int v = 0; v < TILE_VECTORS; v++) {
                 const vi bytes = vi_load(keys + (i * KV_TILE + v * LANES) * 4);
@@ -197,34 +219,44 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
     }
 }
 
-/* Tiles from .. to of a block for one group; keys: those of the block. */
-INLINE void group_logits_float(int rows, lmi_kv_type type, const float *q, const void *keys, int64_t d, int from, int to,
-                               float *logits) {
+/* Tiles from .. to of a block for one group; `keys` and `ahead` belong to the whole block. */
+INLINE void group_logits_float(int rows, lmi_kv_type type, const float *q, const char *keys, int64_t d, int from, int to,
+                               const char *ahead, float *logits) {
     const int64_t tile_bytes = d * KV_TILE * (type == LMI_KV_F32 ? 4 : 2);
     const int wide = rows * 4 * TILE_VECTORS <= ACCUMULATORS ? 4 : rows * 2 * TILE_VECTORS <= ACCUMULATORS ? 2 : 1;
     int t = from;
     for (; t + wide <= to; t += wide) {
-        logits_float(rows, wide, type, q, (const char *)keys + t * tile_bytes, d, logits + t * KV_TILE);
+        const char *next = ahead == NULL ? NULL : ahead + t * tile_bytes;
+        logits_float(rows, wide, type, q, keys + t * tile_bytes, d, next, logits + t * KV_TILE);
     }
     for (; t < to; t++) {
-        logits_float(rows, 1, type, q, (const char *)keys + t * tile_bytes, d, logits + t * KV_TILE);
+        const char *next = ahead == NULL ? NULL : ahead + t * tile_bytes;
+        logits_float(rows, 1, type, q, keys + t * tile_bytes, d, next, logits + t * KV_TILE);
     }
 }
 
-static void group_logits_f32(int rows, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
-#define DO(n) group_logits_float(n, LMI_KV_F32, q, keys, d, from, to, logits)
+static void group_logits_wide(int rows, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
+#define DO(n) group_logits_float(n, LMI_KV_F32, q, keys, d, from, to, NULL, logits)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
-static void group_logits_f16(int rows, const float *q, const void *keys, int64_t d, int from, int to, float *logits) {
-#define DO(n) group_logits_float(n, LMI_KV_F16, q, keys, d, from, to, logits)
+static void group_logits_f32(int rows, const float *q, const void *keys, int64_t d, int from, int to, const char *ahead,
+                             float *logits) {
+#define DO(n) group_logits_float(n, LMI_KV_F32, q, keys, d, from, to, ahead, logits)
+    EACH_ROWS(rows, DO)
+#undef DO
+}
+
+static void group_logits_f16(int rows, const float *q, const void *keys, int64_t d, int from, int to, const char *ahead,
+                             float *logits) {
+#define DO(n) group_logits_float(n, LMI_KV_F16, q, keys, d, from, to, ahead, logits)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
 static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const kv_bank *bank, int64_t block, int from, int to,
-                              float *logits) {
+                              const char *ahead, float *logits) {
     const int64_t d = bank->head_dim, blocks = d / QUERY_BLOCK;
     const int32_t *levels = (const int32_t *)w->q + group * (d / 2) * GROUP;
     const float *steps = w->steps + group * blocks * GROUP;
@@ -233,9 +265,10 @@ static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const
         const int64_t tile = block / KV_TILE + t;
         const uint8_t *keys = (const uint8_t *)bank->keys + tile * d * KV_TILE;
         const uint16_t *scales = bank->key_scales + tile * blocks * KV_TILE;
+        const char *next = ahead == NULL ? NULL : ahead + t * d * KV_TILE;
         for (int r = 0; r < rows; r += INT_ROWS) {
             float *out = logits + r * BLOCK_SLOTS + t * KV_TILE;
-#define DO(n) logits_int8((n) < INT_ROWS ? (n) : INT_ROWS, levels + r, steps + r, offsets + r, keys, scales, d, out)
+#define DO(n) logits_int8((n) < INT_ROWS ? (n) : INT_ROWS, levels + r, steps + r, offsets + r, keys, scales, d, next, out)
             EACH_ROWS(rows - r, DO)
 #undef DO
         }
@@ -245,11 +278,33 @@ static void group_logits_q8_0(int rows, const workspace *w, int64_t group, const
 /* ---- softmax ---------------------------------------------------------------------------------------------------------- */
 
 enum { BLOCK_VECTORS = BLOCK_SLOTS / LANES };
+static const uint64_t ALL_SLOTS = ~(uint64_t)0;
 
-/* A vector of a row's logits, -inf where a slot is not seen. */
-INLINE vf logit_vector(const float *logits, uint64_t seen, int v) {
+/* A vector of a row's logits, -inf where a slot is not seen; `full`: all are seen, a constant where this is inlined. */
+INLINE vf logit_vector(const float *logits, bool full, uint64_t seen, int v) {
     const vf x = vf_load(logits + v * LANES);
-    return seen == ~(uint64_t)0 ? x : vf_only((uint32_t)(seen >> (v * LANES)), x);
+    return full ? x : vf_only((uint32_t)(seen >> (v * LANES)), x);
+}
+
+INLINE float largest_logit(const float *logits, bool full, uint64_t seen) {
+    vf largest = vf_all(-INFINITY);
+#pragma GCC unroll 16
+    for (int v = 0; v < BLOCK_VECTORS; v++) {
+        largest = vf_max(logit_vector(logits, full, seen, v), largest);
+    }
+    return vf_largest(largest);
+}
+
+/* Logits become weights; returns their sum. */
+INLINE float weigh(float *logits, bool full, uint64_t seen, float base) {
+    vf sum = vf_all(0.0f);
+#pragma GCC unroll 16
+    for (int v = 0; v < BLOCK_VECTORS; v++) {
+        const vf weight = vf_exp(logit_vector(logits, full, seen, v) - vf_all(base));
+        vf_store(logits + v * LANES, weight);
+        sum += weight;
+    }
+    return vf_sum(sum);
 }
 
 /* Logits [n][64] of a block become weights; m and z [n] move on, and what was gathered so far is to fade by `fade` [n]. */
@@ -260,14 +315,10 @@ static void fold_block(int64_t n, float *logits, const uint64_t *seen, float *m,
         float old[LANES] = {0}, top[LANES] = {0}, base[LANES], sum[LANES] = {0}, total[LANES] = {0};
         for (int64_t r = 0; r < rows; r++) {
             const uint64_t bits = seen[r0 + r];
-            vf largest = vf_all(-INFINITY);
-            if (bits != 0) {
-#pragma GCC unroll 16
-                for (int v = 0; v < BLOCK_VECTORS; v++) {
-                    largest = vf_max(logit_vector(logits + (r0 + r) * BLOCK_SLOTS, bits, v), largest);
-                }
-            }
-            top[r] = vf_largest(largest);
+            const float *row = logits + (r0 + r) * BLOCK_SLOTS;
+            top[r] = bits == ALL_SLOTS ? largest_logit(row, true, bits)
+                     : bits != 0       ? largest_logit(row, false, bits)
+                                       : -INFINITY;
         }
         memcpy(old, m + r0, bytes);
         memcpy(total, z + r0, bytes);
@@ -278,16 +329,7 @@ static void fold_block(int64_t n, float *logits, const uint64_t *seen, float *m,
         for (int64_t r = 0; r < rows; r++) {
             const uint64_t bits = seen[r0 + r];
             float *row = logits + (r0 + r) * BLOCK_SLOTS;
-            if (bits != 0) {
-                vf added = vf_all(0.0f);
-#pragma GCC unroll 16
-                for (int v = 0; v < BLOCK_VECTORS; v++) {
-                    const vf weight = vf_exp(logit_vector(row, bits, v) - vf_all(base[r]));
-                    vf_store(row + v * LANES, weight);
-                    added += weight;
-                }
-                sum[r] = vf_sum(added);
-            }
+            sum[r] = bits == ALL_SLOTS ? weigh(row, true, bits, base[r]) : bits != 0 ? weigh(row, false, bits, base[r]) : 0.0f;
         }
         vf_store(top, tops);
         vf_store(old, fades);
@@ -315,8 +357,9 @@ INLINE vf value_vector(lmi_kv_type type, const void *values, int64_t index, cons
  * order either way. */
 INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *weights, const float *fade, const uint64_t *seen,
                        uint64_t all, uint64_t any, const void *values, int64_t stride, int64_t at, const float *scales,
-                       int64_t d, float *o) {
+                       int64_t d, const char *ahead, float *o) {
     enum { MOST = 4 };
+    const int64_t step = vectors * LANES * (type == LMI_KV_F32 ? 4 : type == LMI_KV_F16 ? 2 : 1);
     vf sum[GROUP][MOST];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
@@ -334,6 +377,7 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
             end = end < BLOCK_SLOTS ? end : BLOCK_SLOTS;
             for (int64_t s = first; s < end; s++) {
                 vf value[MOST];
+                fetch(ahead, s, step);
 #pragma GCC unroll 16
                 for (int v = 0; v < vectors; v++) {
                     value[v] = value_vector(type, values, s * stride + at + v * LANES, scales);
@@ -394,15 +438,18 @@ static void add_value(int rows, lmi_kv_type type, const float *weights, const fl
 /* Columns begin .. end, from the bank's rows of values or from one panel of widen_values, which then is `values`. */
 INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *weights, const float *fade, const uint64_t *seen,
                          uint64_t all, uint64_t any, const void *values, const float *scales, int64_t d, int64_t begin,
-                         int64_t end, float *o) {
+                         int64_t end, const char *ahead, float *o) {
+    const int64_t size = type == LMI_KV_F32 ? 4 : type == LMI_KV_F16 ? 2 : 1;
     const int wide = rows * 4 <= ACCUMULATORS && !panel ? 4 : 2;
     const int64_t stride = panel ? end - begin : d, origin = panel ? begin : 0;
     int64_t i = begin;
     for (; i + wide * LANES <= end; i += wide * LANES) {
-        add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, o + i);
+        const char *next = ahead == NULL ? NULL : ahead + i * BLOCK_SLOTS * size;
+        add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, next, o + i);
     }
     for (; i + LANES <= end; i += LANES) {
-        add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, o + i);
+        const char *next = ahead == NULL ? NULL : ahead + i * BLOCK_SLOTS * size;
+        add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, next, o + i);
     }
     for (; i < end; i++) {
         add_value(rows, type, weights, fade, seen, values, stride, i - origin, d, o + i);
@@ -411,35 +458,35 @@ INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *we
 
 static void group_values_panel(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
                                uint64_t any, const float *panel, int64_t d, int64_t begin, int64_t end, float *o) {
-#define DO(n) group_values(n, LMI_KV_F32, true, weights, fade, seen, all, any, panel, NULL, d, begin, end, o)
+#define DO(n) group_values(n, LMI_KV_F32, true, weights, fade, seen, all, any, panel, NULL, d, begin, end, NULL, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
 static void group_values_f32(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
-                             uint64_t any, const void *values, int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_F32, false, weights, fade, seen, all, any, values, NULL, d, 0, d, o)
+                             uint64_t any, const void *values, int64_t d, const char *ahead, float *o) {
+#define DO(n) group_values(n, LMI_KV_F32, false, weights, fade, seen, all, any, values, NULL, d, 0, d, ahead, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
 static void group_values_f16(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
-                             uint64_t any, const void *values, int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_F16, false, weights, fade, seen, all, any, values, NULL, d, 0, d, o)
+                             uint64_t any, const void *values, int64_t d, const char *ahead, float *o) {
+#define DO(n) group_values(n, LMI_KV_F16, false, weights, fade, seen, all, any, values, NULL, d, 0, d, ahead, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
 static void group_values_q8_0(int rows, const float *weights, const float *fade, const uint64_t *seen, uint64_t all,
-                              uint64_t any, const void *values, const float *scales, int64_t d, float *o) {
-#define DO(n) group_values(n, LMI_KV_Q8_0, false, weights, fade, seen, all, any, values, scales, d, 0, d, o)
+                              uint64_t any, const void *values, const float *scales, int64_t d, const char *ahead, float *o) {
+#define DO(n) group_values(n, LMI_KV_Q8_0, false, weights, fade, seen, all, any, values, scales, d, 0, d, ahead, o)
     EACH_ROWS(rows, DO)
 #undef DO
 }
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------------- */
 
-/* With more rows than one group, tiles from .. to of a block are widened to float once for all of them. Exact, but for Q8_0
+/* With more rows than DIRECT_ROWS, tiles from .. to of a block are widened to float once for all of them. Exact, but for Q8_0
  * values, which are rounded when multiplied by their scale, as they are when read from the bank. */
 static void widen_keys(const kv_bank *bank, const workspace *w, int64_t block, int from, int to) {
     const int64_t d = bank->head_dim;
@@ -496,8 +543,9 @@ static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block,
     }
 }
 
-/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block. */
-static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t row0, int64_t n, bool widened) {
+/* Rows row0 .. row0 + n of the call, n <= PANEL, against one block; the call goes on with `next`, or ends with it. */
+static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t next, int64_t row0, int64_t n,
+                         bool widened) {
     const kv_bank *bank = args->bank;
     const int64_t d = bank->head_dim, n_groups = (n + GROUP - 1) / GROUP;
     uint64_t seen[PANEL], all[PANEL / GROUP], any[PANEL / GROUP];
@@ -508,9 +556,8 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
         any[r / GROUP] = r % GROUP == 0 ? seen[r] : any[r / GROUP] | seen[r];
     }
     const size_t offset = (size_t)(block * d) * kv_value_bytes(bank->type);
-    const bool float_keys = bank->type == LMI_KV_F32 || (bank->type == LMI_KV_F16 && widened);
-    const void *keys = bank->type == LMI_KV_F16 && widened ? (const void *)w->keys : (const char *)bank->keys + offset;
-    const void *values = (const char *)bank->values + offset;
+    const char *keys = (const char *)bank->keys + offset, *values = (const char *)bank->values + offset;
+    const char *next_keys = next > block ? keys + (size_t)((next - block) * d) * kv_value_bytes(bank->type) : NULL;
     for (int64_t g = 0; g < n_groups; g++) {
         if (any[g] == 0) {
             continue;
@@ -519,12 +566,14 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
         const int from = __builtin_ctzll(any[g]) / KV_TILE, to = (63 - __builtin_clzll(any[g])) / KV_TILE + 1;
         const float *q = w->q + (row0 / GROUP + g) * d * GROUP;
         float *logits = w->logits + g * GROUP * BLOCK_SLOTS;
-        if (float_keys) {
-            group_logits_f32(rows, q, keys, d, from, to, logits);
-        } else if (bank->type == LMI_KV_F16) {
-            group_logits_f16(rows, q, keys, d, from, to, logits);
+        if (bank->type == LMI_KV_Q8_0) {
+            group_logits_q8_0(rows, w, row0 / GROUP + g, bank, block, from, to, widened ? NULL : values, logits);
+        } else if (widened) {
+            group_logits_wide(rows, q, bank->type == LMI_KV_F32 ? (const void *)keys : w->keys, d, from, to, logits);
+        } else if (bank->type == LMI_KV_F32) {
+            group_logits_f32(rows, q, keys, d, from, to, values, logits);
         } else {
-            group_logits_q8_0(rows, w, row0 / GROUP + g, bank, block, from, to, logits);
+            group_logits_f16(rows, q, keys, d, from, to, values, logits);
         }
     }
     fold_block(n, w->logits, seen, args->m + row0, args->z + row0, fade);
@@ -542,11 +591,11 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
                 group_values_panel(rows, weights, fade + r, seen + r, all[g], any[g], w->values + column * BLOCK_SLOTS, d,
                                    column, end, o);
             } else if (bank->type == LMI_KV_F32) {
-                group_values_f32(rows, weights, fade + r, seen + r, all[g], any[g], values, d, o);
+                group_values_f32(rows, weights, fade + r, seen + r, all[g], any[g], values, d, next_keys, o);
             } else if (bank->type == LMI_KV_F16) {
-                group_values_f16(rows, weights, fade + r, seen + r, all[g], any[g], values, d, o);
+                group_values_f16(rows, weights, fade + r, seen + r, all[g], any[g], values, d, next_keys, o);
             } else {
-                group_values_q8_0(rows, weights, fade + r, seen + r, all[g], any[g], values, w->scales, d, o);
+                group_values_q8_0(rows, weights, fade + r, seen + r, all[g], any[g], values, w->scales, d, next_keys, o);
             }
         }
     }
@@ -564,7 +613,7 @@ static void attend(const attend_args *args, bool sinks) {
     }
     const slot_view hull = view_of(args, sinks, args->first_pos, args->first_pos + n_tokens - 1);
     bool packed = false;
-    const bool widened = args->n_rows > GROUP;
+    const bool widened = args->n_rows > DIRECT_ROWS;
     for (int64_t block = args->slot0 / BLOCK_SLOTS * BLOCK_SLOTS; block < args->slot1; block += BLOCK_SLOTS) {
         const uint64_t bits = seen_in_block(&hull, block);
         if (bits == 0) {
@@ -575,6 +624,7 @@ static void attend(const attend_args *args, bool sinks) {
             packed = true;
         }
         const int from = __builtin_ctzll(bits) / KV_TILE, to = (63 - __builtin_clzll(bits)) / KV_TILE + 1;
+        const int64_t next = block + 2 * BLOCK_SLOTS <= args->slot1 ? block + BLOCK_SLOTS : block; /* whole ones only */
         if (bank->type == LMI_KV_Q8_0) {
             widen_scales(bank, &w, block, from, to);
         }
@@ -582,7 +632,7 @@ static void attend(const attend_args *args, bool sinks) {
             widen_block(bank, &w, block, from, to);
         }
         for (int64_t row = 0; row < args->n_rows; row += PANEL) {
-            attend_panel(args, &w, block, row, min_of(PANEL, args->n_rows - row), widened);
+            attend_panel(args, &w, block, next, row, min_of(PANEL, args->n_rows - row), widened);
         }
     }
 }

@@ -42,7 +42,9 @@ enum { MATMUL_ROW_TILE = 16 };
  * Row r belongs to the token at first_pos + r / rows_per_token. Which token j a slot holds, and whether the row at p sees it:
  *   ring   j = the newest token <= newest with j mod n_slots_used == slot, j >= 0;  seen if 0 <= p - j < window
  *   sinks  j = slot;                                                                seen if p - j >= window
- * (spec of Λ-attention, section 1.2). A slot that is not seen contributes exactly nothing, whatever bytes it holds. */
+ * (spec of Λ-attention, section 1.2). A slot that is not seen contributes exactly nothing, whatever bytes it holds. What a row
+ * gets depends, bit for bit, on its own slots and on how they are cut into calls, not on the rows beside it. Q8_0 banks meet a
+ * query rounded to 16 bits per 32 values; weights below 2^-126 of the largest may count as 0. */
 typedef struct attend_args {
     const kv_bank *bank;
     const float *q;         /* [n_rows][head_dim], rotated for this bank and scaled */
@@ -52,7 +54,7 @@ typedef struct attend_args {
     int64_t newest;         /* ring: position of the newest token stored */
     int64_t n_slots_used;   /* ring: the modulus (<= bank->n_slots); sinks: tokens stored so far */
     int64_t window;         /* L */
-    int64_t slot0, slot1;   /* slots to look at; slot0 is a multiple of KV_TILE */
+    int64_t slot0, slot1;   /* slots to look at, any within the bank; multiples of 64 are fastest */
     float *m, *z;           /* [n_rows] */
     float *o;               /* [n_rows][head_dim] */
     void *scratch;          /* attend_scratch(n_rows, head_dim) bytes */
@@ -94,7 +96,7 @@ typedef struct kernels {
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */
 lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error);
 
-/* exp for attention and silu in every column; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
+/* exp as in silu_mul, and for merging parts of attention; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
 float exp_f32(float x);
 
 #endif

@@ -28,7 +28,7 @@ static const type_float type_f32 = {4, load_f32};
 static const type_float type_f16 = {2, load_f16};
 static const type_float type_bf16 = {2, load_bf16};
 
-INLINE __mmask16 mask_of(int64_t n) { return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1); }
+INLINE __mmask16 mask_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1); }
 
 INLINE const float *row_of_token(const matmul_args *a, int64_t t) {
     return (const float *)(const void *)((const char *)a->x + (size_t)t * a->x_stride);

@@ -2,6 +2,7 @@
 #ifndef LMI_QUANT_BLOCKS_H
 #define LMI_QUANT_BLOCKS_H
 
+#include <stddef.h> /* offsetof, for those who read fields in place */
 #include <stdint.h>
 
 enum { QK = 32, QK_K = 256 };

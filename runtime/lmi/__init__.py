@@ -13,9 +13,9 @@ A token attends to the first G tokens ("sinks") and the last L ("window"); what 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # what type checkers take for true: `typing` itself is not needed to start
 
 _HOME = {
     "Model": "model",

@@ -323,7 +323,10 @@ def require_model_file(path: str) -> None:
     except (OSError, ValueError) as e:
         raise errors.FileFormatError(f"cannot open {path}: {getattr(e, 'strerror', None) or e}") from None
     if stat.S_ISDIR(mode):
-        raise errors.FileFormatError(f"{path} is a directory", f"For a Hugging Face folder: lmi convert {path} -o model.gguf")
+        from importlib.util import find_spec
+
+        convert = f"lmi convert {path} -o model.gguf" if find_spec("lmi_convert") else "convert it to GGUF first"
+        raise errors.FileFormatError(f"{path} is a directory", f"For a Hugging Face folder: {convert}")
     if not stat.S_ISREG(mode):
         raise errors.FileFormatError(f"{path} is not a plain file", "A model is mapped into memory: give a file on a disk")
 

@@ -86,19 +86,21 @@ static double fma_peak(lmi_isa isa) {
 }
 
 static double read_bandwidth(const void *memory, size_t bytes) {
-    typedef uint64_t words __attribute__((vector_size(32)));
+    typedef uint64_t words __attribute__((vector_size(16)));
     double best = 0;
     for (int round = 0; round < ROUNDS; round++) {
         const words *data = memory;
-        words sums[4] = {{0}};
+        words sums[8] = {{0}};
         const double start = now();
-        for (size_t i = 0; i + 4 <= bytes / sizeof(words); i += 4) {
-            for (size_t j = 0; j < 4; j++) {
+        for (size_t i = 0; i + 8 <= bytes / sizeof(words); i += 8) {
+            for (size_t j = 0; j < 8; j++) {
                 sums[j] ^= data[i + j];
             }
         }
         const double rate = (double)bytes / (now() - start);
-        sums[0] ^= sums[1] ^ sums[2] ^ sums[3];
+        for (size_t j = 1; j < 8; j++) {
+            sums[0] ^= sums[j];
+        }
         sink += (float)sums[0][0];
         best = rate > best ? rate : best;
     }
@@ -200,7 +202,8 @@ static double prefill(const setup *s) {
 }
 
 int main(int argc, char **argv) {
-    const size_t budget = (argc > 1 ? (size_t)strtoul(argv[1], NULL, 10) : 600) << 20;
+    const size_t asked = (argc > 1 ? (size_t)strtoul(argv[1], NULL, 10) : 600) << 20;
+    const size_t least = 2 * kv_bank_bytes(LMI_KV_F32, 128, SLOTS), budget = asked > least ? asked : least;
     const struct {
         int32_t d;
         int64_t group;
@@ -225,7 +228,7 @@ int main(int argc, char **argv) {
             for (size_t t = 0; t < 3; t++) {
                 setup s = {.k = k, .type = types[t], .d = d, .group = shapes[i].group, .memory = memory};
                 s.stride = (kv_bank_bytes(s.type, d, SLOTS) + 4095) / 4096 * 4096;
-                s.n_banks = (int64_t)((isa == LMI_ISA_REF ? budget / 16 : budget) / s.stride);
+                s.n_banks = (int64_t)((isa == LMI_ISA_REF ? least : budget) / s.stride);
                 s.q = malloc(rows * (size_t)d * sizeof(float));
                 s.o = malloc(rows * (size_t)d * sizeof(float));
                 s.m = malloc(rows * sizeof(float));

@@ -31,9 +31,20 @@ enum { N_PARTS = 4, N_VOCAB = 50, CONTEXT = 300, HISTORY = 64, HEADER = 256, MIB
         }                                                                                                                      \
     } while (0)
 
-static const snapshot_header expected = {.window = 48, .sinks = 4, .chunk = 8, .rollback = 16, .kv_type = 2, .placement = 1,
-                                         .ring_slots = 63, .n_vocab = N_VOCAB, .start = 10, .position = 500, .furthest = 510,
-                                         .has_logits = 1, .isa = 1, .fingerprint = {1, 2, 3}};
+static const snapshot_header expected = {.window = 48,
+                                         .sinks = 4,
+                                         .chunk = 8,
+                                         .rollback = 16,
+                                         .kv_type = 2,
+                                         .placement = 1,
+                                         .ring_slots = 63,
+                                         .n_vocab = N_VOCAB,
+                                         .start = 10,
+                                         .position = 500,
+                                         .furthest = 510,
+                                         .has_logits = 1,
+                                         .isa = 1,
+                                         .fingerprint = {1, 2, 3}};
 
 typedef struct session {
     uint8_t context[CONTEXT];
@@ -135,8 +146,8 @@ static void check_refused(lmi_status status, const lmi_error *error) {
 }
 
 static int same_header(const snapshot_header *a, const snapshot_header *b) {
-    return memcmp(a->fingerprint, b->fingerprint, 32) == 0 && a->window == b->window && a->sinks == b->sinks && a->chunk == b->chunk &&
-           a->rollback == b->rollback && a->kv_type == b->kv_type && a->placement == b->placement &&
+    return memcmp(a->fingerprint, b->fingerprint, 32) == 0 && a->window == b->window && a->sinks == b->sinks &&
+           a->chunk == b->chunk && a->rollback == b->rollback && a->kv_type == b->kv_type && a->placement == b->placement &&
            a->ring_slots == b->ring_slots && a->n_vocab == b->n_vocab;
 }
 
@@ -152,7 +163,8 @@ static void check_accepted(const snapshot_header *h, session *s, const uint8_t *
     memcpy(sampler_state(draws), s->sampler, sampler_state_bytes());
     int32_t history[SAMPLER_HISTORY] = {3, 4, 5}, token = -1;
     s->logits[9] = 1; /* so that there is one to draw */
-    PROMISE(sampler_draw(draws, s->logits, history, 5000, SAMPLER_HISTORY, &token, NULL, NULL) == LMI_OK && token >= 0 && token < N_VOCAB);
+    PROMISE(sampler_draw(draws, s->logits, history, 5000, SAMPLER_HISTORY, &token, NULL, NULL) == LMI_OK && token >= 0 &&
+            token < N_VOCAB);
     free(draws);
 }
 

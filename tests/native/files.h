@@ -19,7 +19,7 @@
 
 typedef enum file_call { CALL_PREAD, CALL_WRITE, CALL_FSYNC, CALL_FCHMOD, CALL_RENAME, N_CALLS } file_call;
 
-/* From the `at`-th such call on (1 is the first; 0: never): errno `code`, or, with code 0, one byte a call. */
+/* From the `at`-th such call on (1 is the first; 0: never): errno `code`, with code 0 one byte a call, with -1 none at all. */
 static struct {
     long calls, at;
     int code;
@@ -39,13 +39,13 @@ static inline bool io_due(file_call call) {
     return io_fault[call].at > 0 && (io_fault[call].once ? n == io_fault[call].at : n >= io_fault[call].at);
 }
 
-/* True if the call is to fail; else *size may have become 1. */
+/* True if the call is to fail; else *size may have become less. */
 static inline bool io_fails(file_call call, size_t *size) {
     if (!io_due(call)) {
         return false;
     }
-    if (io_fault[call].code == 0) {
-        *size = *size > 0;
+    if (io_fault[call].code <= 0) {
+        *size = io_fault[call].code == 0 && *size > 0;
         return false;
     }
     errno = io_fault[call].code;

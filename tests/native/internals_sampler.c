@@ -25,7 +25,8 @@ static int32_t report(lmi_status status, const lmi_error *error, char *message) 
     return (int32_t)status;
 }
 
-int32_t internals_sampler_set(void *s, const float *chances, int32_t top_k, int32_t penalty_last, uint64_t seed, char *message) {
+int32_t internals_sampler_set(void *s, const float *chances, int32_t top_k, int32_t penalty_last, uint64_t seed,
+                              char *message) {
     lmi_error error = {0};
     lmi_sampling sampling = {.size = sizeof sampling,
                              .temperature = chances[0],
@@ -42,8 +43,8 @@ int32_t internals_sampler_set(void *s, const float *chances, int32_t top_k, int3
     return report(status, &error, message);
 }
 
-int32_t internals_sampler_draw(void *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known, int64_t n,
-                               int32_t *tokens, float *logprobs, char *message) {
+int32_t internals_sampler_draw(void *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known,
+                               int64_t n, int32_t *tokens, float *logprobs, char *message) {
     lmi_error error = {0};
     lmi_status status = LMI_OK;
     for (int64_t i = 0; i < n && status == LMI_OK; i++) {

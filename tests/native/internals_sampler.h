@@ -4,7 +4,8 @@ void *internals_sampler_open(int64_t n_vocab);
 void internals_sampler_close(void *sampler);
 
 /* `chances`: temperature, top_p, min_p, typical_p, repeat, frequency and presence penalty. Returns an lmi_status; message [704]. */
-int32_t internals_sampler_set(void *sampler, const float *chances, int32_t top_k, int32_t penalty_last, uint64_t seed, char *message);
+int32_t internals_sampler_set(void *sampler, const float *chances, int32_t top_k, int32_t penalty_last, uint64_t seed,
+                              char *message);
 
 /* n draws from the same logits [n_vocab]; tokens [n], logprobs [n] or NULL. `history` [4096] as in sampler_draw. */
 int32_t internals_sampler_draw(void *sampler, const float *logits, const int32_t *history, int64_t position, int64_t n_known,

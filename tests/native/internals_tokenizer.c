@@ -26,17 +26,13 @@ int64_t internals_pretokenize(const char *name, const uint8_t *text, int64_t siz
     int64_t at = 0, shown = 0;
     while (n >= 0 && at < size) {
         shown = step > 0 && shown + step < size ? shown + step : size;
-        for (;;) {
-            scan rest = {&u, text + at, (size_t)(shown - at), shown == size};
-            size_t length = rest.size == 0 ? 0 : pretokenize(p, &cuts, &rest);
-            if (length == 0) {
-                break;
-            }
+        scan rest = {&u, text + at, (size_t)(shown - at), shown == size};
+        size_t length = rest.size == 0 ? 0 : pretokenize(p, &cuts, &rest);
+        if (length > 0) {
             at += (int64_t)length;
             ends[n++] = at;
-        }
-        if (shown == size && at < size) {
-            n = -2; /* no progress at the end: the promise of pretokenize is broken */
+        } else if (shown == size) {
+            n = -2; /* the whole text is there: the promise of pretokenize is broken */
         }
     }
     arena_close(&memory);

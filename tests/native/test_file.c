@@ -7,6 +7,7 @@
 #include <sys/un.h>
 
 #include "base/file.h"
+#include "base/memory.h"
 
 static const char old_bytes[] = "what was there before", new_bytes[] = "what comes now, and is somewhat longer";
 enum { OLD = sizeof old_bytes, NEW = sizeof new_bytes };
@@ -140,27 +141,6 @@ static void test_reading(void) {
     }
 }
 
-static void test_reading_in_trouble(void) {
-    file_view view;
-    lmi_error error = {0};
-    put_file(in_folder("data"), old_bytes, OLD);
-    io_fail(CALL_PREAD, 1, 0, false); /* a byte at a time */
-    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_OK && memcmp(view.bytes, old_bytes, OLD) == 0);
-    CHECK(io_fault[CALL_PREAD].calls == OLD);
-    file_close(&view);
-    io_fail(CALL_PREAD, 1, EINTR, true);
-    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_OK && memcmp(view.bytes, old_bytes, OLD) == 0);
-    CHECK(io_fault[CALL_PREAD].calls == 2);
-    file_close(&view);
-    int before = open_files();
-    io_fail(CALL_PREAD, 1, EIO, false);
-    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_IO && says(&error, "data: input/output error"), "%s", error.message);
-    CHECK(view.bytes == NULL && open_files() == before);
-    io_clear();
-}
-
-/* ---- writing ----------------------------------------------------------------------------------------------------- */
-
 static lmi_status write_all(const char *path, const void *bytes, size_t size, lmi_error *error) {
     file_writer writer;
     lmi_status status = file_create(path, size, &writer, error);
@@ -177,6 +157,73 @@ static lmi_status write_all(const char *path, const void *bytes, size_t size, lm
     return status;
 }
 
+static void test_reading_in_trouble(void) {
+    file_view view;
+    lmi_error error = {0};
+    put_file(in_folder("data"), old_bytes, OLD);
+    io_fail(CALL_PREAD, 1, 0, false); /* a byte at a time */
+    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_OK && memcmp(view.bytes, old_bytes, OLD) == 0);
+    CHECK(io_fault[CALL_PREAD].calls == OLD);
+    file_close(&view);
+    io_fail(CALL_PREAD, 1, EINTR, true);
+    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_OK && memcmp(view.bytes, old_bytes, OLD) == 0);
+    CHECK(io_fault[CALL_PREAD].calls == 2);
+    file_close(&view);
+    int before = open_files();
+    io_fail(CALL_PREAD, 1, EIO, false);
+    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_IO && says(&error, "data: input/output error"), "%s",
+          error.message);
+    CHECK(view.bytes == NULL && open_files() == before);
+    io_fail(CALL_PREAD, 1, -1, false); /* the file has just been cut */
+    CHECK(file_open(in_folder("data"), false, &view, &error) == LMI_IO && says(&error, "became shorter while it was read"),
+          "%s", error.message);
+    CHECK(view.bytes == NULL && open_files() == before);
+    io_fail(CALL_WRITE, 1, -1, false); /* and nothing more can be written: an error, not a loop */
+    put_file(in_folder("out"), old_bytes, OLD);
+    CHECK(write_all(in_folder("out"), new_bytes, NEW, &error) == LMI_IO && file_equals(in_folder("out"), old_bytes, OLD));
+    io_clear();
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* these have reserved terabytes already */
+/* Reads a file of 1 GiB, all holes, with 256 MiB of address space left. */
+static int open_without_memory(void) {
+    file_view view;
+    lmi_error error = {0};
+    lmi_memory memory;
+    memory_now(&memory);
+    struct rlimit limit = {memory.resident_bytes + (256 << 20), RLIM_INFINITY};
+    if (setrlimit(RLIMIT_AS, &limit) != 0) {
+        return 99;
+    }
+    int n_open = open_files();
+    bool good = file_open(in_folder("holes"), false, &view, &error) == LMI_OUT_OF_MEMORY && says(&error, "(1.00 GiB)") &&
+                strstr(error.remedy, "--no-mmap") != NULL && view.fd == -1;
+    good = good && file_open(in_folder("holes"), true, &view, &error) == LMI_OUT_OF_MEMORY && says(&error, "cannot map ") &&
+           strstr(error.remedy, "ulimit -v") != NULL && view.fd == -1;
+    return good && open_files() == n_open ? 0 : 1;
+}
+#else
+static int open_without_memory(void) { return 99; }
+#endif
+
+static void test_memory_is_short(void) {
+    file_view view;
+    lmi_error error = {0};
+    put_file(in_folder("holes"), "", 0);
+    if (truncate(in_folder("holes"), (off_t)1 << 42) == 0) { /* 4 TiB: nobody has that */
+        CHECK(file_open(in_folder("holes"), false, &view, &error) == LMI_OUT_OF_MEMORY);
+        CHECK(says(&error, "into memory needs 4.00 TiB, ") && strstr(error.remedy, "without --no-mmap") != NULL, "%s",
+              error.message);
+        CHECK(view.bytes == NULL && view.fd == -1);
+    }
+    CHECK(truncate(in_folder("holes"), (off_t)1 << 30) == 0);
+    int result = in_child(open_without_memory);
+    CHECK(result == 0 || result == 99, "%d", result);
+    remove(in_folder("holes"));
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+
 static unsigned mode_of(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 ? (unsigned)info.st_mode & 07777 : 0;
@@ -190,7 +237,8 @@ static void test_writing(void) {
         mode_t old = umask(masks[i]);
         CHECK(write_all(in_folder("out"), new_bytes, NEW, &error) == LMI_OK, "%s", error.message);
         umask(old);
-        CHECK(mode_of(in_folder("out")) == (0666u & ~masks[i]), "%o with umask %o", mode_of(in_folder("out")), (unsigned)masks[i]);
+        CHECK(mode_of(in_folder("out")) == (0666u & ~masks[i]), "%o with umask %o", mode_of(in_folder("out")),
+              (unsigned)masks[i]);
         CHECK(file_equals(in_folder("out"), new_bytes, NEW));
         remove(in_folder("out"));
     }
@@ -289,7 +337,8 @@ static void test_writing_in_trouble(void) {
             CHECK(write_all(in_folder("out"), new_bytes, NEW, &error) == faults[i].status, "fault %zu at %ld", i, at);
             io_clear();
             CHECK(says(&error, faults[i].message), "%s", error.message);
-            CHECK(partials() == 0 && file_equals(in_folder("out"), old_bytes, OLD) && open_files() == before, "fault %zu at %ld", i, at);
+            CHECK(partials() == 0 && file_equals(in_folder("out"), old_bytes, OLD) && open_files() == before,
+                  "fault %zu at %ld", i, at);
         }
     }
     /* a byte at a time, interrupted, then all is well */
@@ -306,7 +355,8 @@ static void test_writing_in_trouble(void) {
     io_fail(CALL_FSYNC, 2, EINVAL, false);
     CHECK(write_all(in_folder("out"), old_bytes, OLD, &error) == LMI_OK && file_equals(in_folder("out"), old_bytes, OLD));
     io_fail(CALL_FSYNC, 2, EIO, false);
-    CHECK(write_all(in_folder("out"), new_bytes, NEW, &error) == LMI_IO && says(&error, "was written, but"), "%s", error.message);
+    CHECK(write_all(in_folder("out"), new_bytes, NEW, &error) == LMI_IO && says(&error, "was written, but"), "%s",
+          error.message);
     CHECK(file_equals(in_folder("out"), new_bytes, NEW) && partials() == 0 && open_files() == before);
     io_clear();
 }
@@ -345,6 +395,7 @@ int main(void) {
     test_permissions();
     test_reading();
     test_reading_in_trouble();
+    test_memory_is_short();
     test_writing();
     test_what_cannot_be_written();
     test_writing_in_trouble();

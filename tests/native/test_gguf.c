@@ -155,6 +155,7 @@ static void build_values(builder *b) {
     build_key(b, "f64", GGUF_F64), put_f64(b, -1e300);
     build_key(b, "nan", GGUF_F32), put_f32(b, NAN);
     build_key(b, "inf", GGUF_F64), put_f64(b, INFINITY);
+    build_key(b, "edge", GGUF_F64), put_f64(b, 0x1p63);
     build_bool(b, "true", 1);
     build_bool(b, "false", 0);
     build_string(b, "text", "h\xc3\xa9llo");
@@ -189,6 +190,7 @@ static void test_numbers(void) {
     CHECK(gguf_real_at(file, gguf_find_key(file, "u64"), 0) == 0x1p64);
     CHECK(gguf_int_at(file, gguf_find_key(file, "f64"), 0) == INT64_MIN &&
           gguf_int_at(file, gguf_find_key(file, "nan"), 0) == 0);
+    CHECK(gguf_int_at(file, gguf_find_key(file, "edge"), 0) == INT64_MAX, " ");
     CHECK(gguf_int_at(file, gguf_find_key(file, "inf"), 0) == INT64_MAX &&
           gguf_int_at(file, gguf_find_key(file, "f32"), 0) == 1);
 
@@ -274,6 +276,7 @@ static void test_names(void) {
     CHECK(strcmp(gguf_type_name((gguf_type)13), "unknown") == 0);
     char shown[GGUF_SHOWN], longest[100];
     CHECK(strcmp(gguf_shown(text_of("a\x1b[31m\\\n\xff"), shown), "a\\x1b[31m\\x5c\\x0a\\xff") == 0, "%s", shown);
+    CHECK(strcmp(gguf_shown(text_of(" ~\x7f\x1f"), shown), " ~\\x7f\\x1f") == 0, "%s", shown);
     memset(longest, 1, sizeof longest);
     CHECK(strlen(gguf_shown((text_view){longest, 100}, shown)) == 64 * 4 + 3);
     CHECK(strlen(gguf_shown((text_view){longest, 64}, shown)) == 64 * 4);

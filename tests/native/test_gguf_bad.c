@@ -54,6 +54,10 @@ static void test_other_formats(void) {
         CASE("\100\000\000\000\000\000\000\000{\"a\":{\"dtype\":\"F16\"}}", "safetensors"),
         CASE("\000\000\100\000\000\000\000\000{\"__metadata__\":{}}", "safetensors"),
         CASE("MZ\000\000\000\000\000\000{\"a\":{}}", "safetensors"),
+        CASE("\002\000\000\000\000\000\000\000{}", "safetensors"),
+        CASE("\000\341\365\005\000\000\000\000{\"", "safetensors"), /* a header of 100,000,000 bytes, the most there may be */
+        CASE("\001\341\365\005\000\000\000\000{\"", "not a GGUF file (starts with \"\\x01\\xe1\\xf5\\x05\")"),
+        CASE("PK\003\004", "zip archive"),
         CASE("\177ELF\002\001\001", "ELF"),
         CASE("MZ\220\000", "Windows"),
         CASE("\037\213\010\000", "gzip"),
@@ -93,13 +97,25 @@ static void test_header(void) {
     }
     static const struct {
         uint32_t version;
-        const char *words;
-    } versions[] = {{0, "version 0;"},          {1, "GGUF version 1; lmi reads 2 and 3"},
-                    {4, "version 4;"},          {77, "version 77;"},
-                    {0x10003, "65539"},         {0x03000000, "big-endian"},
-                    {0x02000000, "big-endian"}, {0xffffffff, "4294967295"}};
+        const char *words, *what_to_do;
+    } versions[] = {
+        {0, "GGUF version 0; lmi reads 2 and 3", "damaged"},
+        {1, "GGUF version 1; lmi reads 2 and 3", "Convert the model again"},
+        {4, "GGUF version 4; lmi reads 2 and 3", "newer"},
+        {1000, "version 1000;", "newer"},
+        {1001, "version 1001;", "damaged"},
+        {0x10003, "version 65539;", "damaged"},
+        {0x03000000, "big-endian", "little-endian"},
+        {0x02000000, "big-endian", "little-endian"},
+        {0xffffffff, "version 4294967295;", "damaged"},
+    };
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
+        lmi_error error;
+        gguf *file;
         build_begin(&b, versions[i].version);
+        CHECK(gguf_open(b.bytes, 8, &file, &error) == LMI_BAD_FORMAT && strstr(error.message, versions[i].words) != NULL,
+              "only magic and version: %s", error.message);
+        CHECK(strstr(error.remedy, versions[i].what_to_do) != NULL, "%s: %s", error.message, error.remedy);
         damaged(&b, versions[i].words, 4, versions[i].words);
     }
     build_begin(&b, 3);

@@ -55,7 +55,8 @@ static void test_widening(void) {
 static void test_round_trip(void) {
     for (unsigned i = 0; i < 65536; i++) {
         uint16_t back = f32_to_f16(f16_to_f32((uint16_t)i));
-        CHECK(isnan(value_of((uint16_t)i)) ? (back & 0x7e00) == 0x7e00 && back >> 15 == i >> 15 : back == i, "%04x -> %04x", i, back);
+        CHECK(isnan(value_of((uint16_t)i)) ? (back & 0x7e00) == 0x7e00 && back >> 15 == i >> 15 : back == i, "%04x -> %04x", i,
+              back);
     }
 }
 
@@ -71,7 +72,8 @@ static void test_boundaries(void) {
             check_rounding(-nextafterf(points[k], INFINITY));
         }
     }
-    const float others[] = {INFINITY, -INFINITY, NAN, 65504.0f, 65519.996f, 65520.0f, 3.4028235e38f, 1e-45f, -1e-45f, 1.17549435e-38f};
+    const float others[] = {INFINITY, -INFINITY,     NAN,    65504.0f, 65519.996f,
+                            65520.0f, 3.4028235e38f, 1e-45f, -1e-45f,  1.17549435e-38f};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         check_rounding(others[i]);
     }

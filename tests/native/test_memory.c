@@ -27,14 +27,15 @@ static lmi_memory look(void) {
 
 static void check_available(uint64_t available, uint64_t total, const char *what) {
     lmi_memory m = look();
-    CHECK(m.available_bytes == available && m.total_bytes == total, "%s: %llu of %llu", what, (unsigned long long)m.available_bytes,
-          (unsigned long long)m.total_bytes);
+    CHECK(m.available_bytes == available && m.total_bytes == total, "%s: %llu of %llu", what,
+          (unsigned long long)m.available_bytes, (unsigned long long)m.total_bytes);
 }
 
 static void clear(void) {
     folder_remove();
     folder_make();
-    put("/proc/self/status", "Name:\tVmRSS: 7\nVmHWM:\t    3000 kB\nVmRSS:\t    2000 kB\nRssAnon:\t     500 kB\nRssFile:\t    1500 kB\n");
+    put("/proc/self/status",
+        "Name:\tVmRSS: 7\nVmHWM:\t    3000 kB\nVmRSS:\t    2000 kB\nRssAnon:\t     500 kB\nRssFile:\t    1500 kB\n");
     put("/proc/meminfo", "MemTotal:       16777216 kB\nMemFree:         1000000 kB\nMemAvailable:    8388608 kB\n");
 }
 
@@ -46,11 +47,13 @@ static void test_process(void) {
     folder_remove();
     folder_make();
     m = look();
-    CHECK(m.resident_bytes == 0 && m.peak_resident_bytes == 0 && m.available_bytes == 0 && m.total_bytes == 0, "nothing is said");
+    CHECK(m.resident_bytes == 0 && m.peak_resident_bytes == 0 && m.available_bytes == 0 && m.total_bytes == 0,
+          "nothing is said");
     put("/proc/meminfo", "MemTotal:  99999999999999999999999 kB\nMemAvailable:");
     put("/proc/self/status", "VmRSS: -5 kB\nVmHWM: 18446744073709551615 kB\nRssAnon:");
     m = look();
-    CHECK(m.resident_bytes == 0 && m.peak_resident_bytes == 0 && m.anonymous_bytes == 0 && m.total_bytes == 0, "nonsense is nothing");
+    CHECK(m.resident_bytes == 0 && m.peak_resident_bytes == 0 && m.anonymous_bytes == 0 && m.total_bytes == 0,
+          "nonsense is nothing");
 }
 
 static void test_version_2(void) {
@@ -103,7 +106,8 @@ static void test_this_process(void) {
     lmi_memory before, after;
     memory_now(&before);
     CHECK(before.resident_bytes > 100000 && before.peak_resident_bytes >= before.resident_bytes);
-    CHECK(before.anonymous_bytes <= before.resident_bytes && before.available_bytes <= before.total_bytes && before.total_bytes > 0);
+    CHECK(before.anonymous_bytes <= before.resident_bytes && before.available_bytes <= before.total_bytes &&
+          before.total_bytes > 0);
     const size_t size = 64 << 20;
     volatile char *block = malloc(size);
     for (size_t i = 0; i < size; i += 4096) {

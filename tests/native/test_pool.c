@@ -23,7 +23,7 @@ enum { MOST_PIECES = 3000, MOST_WORKERS = 8 };
 /* Plain memory on purpose: only the pool makes it safe, and the thread sanitizer sees if it does not. */
 typedef struct sums {
     int64_t n_pieces;
-    int32_t times[MOST_PIECES];      /* how often each piece was done */
+    int32_t times[MOST_PIECES]; /* how often each piece was done */
     int64_t value[MOST_PIECES];
     int64_t by_worker[MOST_WORKERS]; /* each written by one worker only */
     int64_t round;
@@ -64,7 +64,9 @@ static void test_pieces(void) {
         int64_t before = 0, wrong = 0;
         for (s.round = 0; s.round < (UNDER_TSAN ? 300 : 2000); s.round++) {
             uint64_t kind = check_random(&random) % 10;
-            s.n_pieces = kind < 4 ? (int64_t)(check_random(&random) % 12) : kind < 9 ? (int64_t)(check_random(&random) % 100) : MOST_PIECES;
+            s.n_pieces = kind < 4   ? (int64_t)(check_random(&random) % 12)
+                         : kind < 9 ? (int64_t)(check_random(&random) % 100)
+                                    : MOST_PIECES;
             memset(s.times, 0, sizeof s.times);
             pool_run(p, add_piece, &s, s.n_pieces);
             wrong += !all_once(&s, before);

@@ -176,7 +176,8 @@ static void test_against_plain(void) {
 
 /* Uniforms of seeds 0 and 2^64 - 1 as NumPy's PCG64 draws them, times 2^16 and cut (tests/oracle/sampler64.py). */
 static void test_golden_numbers(void) {
-    const int32_t golden[2][8] = {{20434, 40527, 15135, 13788, 8472, 16236, 30207, 300}, {18661, 46245, 57325, 62426, 62351, 2670, 19554, 9005}};
+    const int32_t golden[2][8] = {{20434, 40527, 15135, 13788, 8472, 16236, 30207, 300},
+                                  {18661, 46245, 57325, 62426, 62351, 2670, 19554, 9005}};
     float *flat = calloc(1 << 16, sizeof *flat);
     sampler *s = open_sampler(1 << 16);
     for (int k = 0; k < 2; k++) {
@@ -251,7 +252,8 @@ static void test_extremes(void) {
         }
         float logprob = 1;
         lmi_status status = sampler_draw(s, logits, history, 10000, 4096, &token, &logprob, &error);
-        CHECK(status == LMI_OK && token >= 0 && token < N && logits[token] > -INFINITY, "status %d token %d", (int)status, token);
+        CHECK(status == LMI_OK && token >= 0 && token < N && logits[token] > -INFINITY, "status %d token %d", (int)status,
+              token);
         CHECK(logprob <= 1e-6f, "%g", (double)logprob);
     }
     free(s);
@@ -269,9 +271,9 @@ static void test_hostile_orders(void) {
             double x = (double)i / (double)n;
             logits[i] = (float)(order == 0   ? x
                                 : order == 1 ? -x
-                                : order == 2 ? fabs(x - 0.5)            /* organ pipe */
-                                : order == 3 ? -fabs(x - 0.5)           /* its middle is largest */
-                                : order == 4 ? 0                        /* all equal */
+                                : order == 2 ? fabs(x - 0.5) /* organ pipe */
+                                : order == 3 ? -fabs(x - 0.5) /* its middle is largest */
+                                : order == 4 ? 0 /* all equal */
                                              : (double)(i % 3) + 1e-3 * x);
         }
         for (int link = 0; link < 3; link++) {
@@ -337,7 +339,8 @@ static void test_penalties(void) {
     sampler_set(s, &o, NULL);
     float logprob;
     sampler_draw(s, logits, history, position, 4096, &token, &logprob, NULL);
-    CHECK(token == 2 && fabs((double)logprob + log(1 + exp(-1) + exp(-2) + 3 * exp(-3) + exp(-4) + exp(-12))) < 3e-7, "the log probability is the model's own: %g", (double)logprob);
+    CHECK(token == 2 && fabs((double)logprob + log(1 + exp(-1) + exp(-2) + 3 * exp(-3) + exp(-4) + exp(-12))) < 3e-7,
+          "the log probability is the model's own: %g", (double)logprob);
     free(s);
 }
 

@@ -63,6 +63,14 @@ def tiny(tmp_path_factory, native):
 
 
 @pytest.fixture(scope="session")
+def tiny_f32(tmp_path_factory):
+    """The same weights as F32: no rounding of activations, so that results can be compared closely."""
+    path = tmp_path_factory.mktemp("tiny") / "f32.gguf"
+    selftest.write_model(str(path), selftest.TYPE_F32)
+    return path
+
+
+@pytest.fixture(scope="session")
 def model(tiny):
     import lmi as package
 

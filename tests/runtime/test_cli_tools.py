@@ -188,34 +188,36 @@ def reference_nll(model, ids, **options) -> list[float]:
     return out
 
 
-def test_perplexity_against_token_by_token(lmi, model, tiny, tmp_path):
+def test_perplexity_against_token_by_token(lmi, tiny_f32, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 12)
-    ids = model.tokenize(text.read_text())
-    expected = reference_nll(model, ids, window=48, sinks=4, kv_type="f32")
+    with package.Model(tiny_f32) as m:
+        ids = m.tokenize(text.read_text())
+        expected = reference_nll(m, ids, window=48, sinks=4, kv_type="f32")
     options = ("--window", 48, "--sinks", 4, "--kv-type", "f32", "--chunk", 32, "--last", "10,100", "--every", 100)
-    record = json.loads(lmi("perplexity", tiny, text, "--json", *options).text)
-    assert record["n"] == len(ids) - 1 and record["nll"] == pytest.approx(np.mean(expected), abs=2e-2)
+    record = json.loads(lmi("perplexity", tiny_f32, text, "--json", *options).text)
+    assert record["n"] == len(ids) - 1 and record["nll"] == pytest.approx(np.mean(expected), abs=1e-4)
     for bucket in record["buckets"]:
         mine = [expected[p - 1] for p in range(max(1, bucket["begin"]), bucket["end"])]
-        assert bucket["n"] == len(mine) and bucket["nll"] == pytest.approx(np.mean(mine), abs=5e-2)
-        assert bucket["nll_error"] == pytest.approx(np.std(mine, ddof=1) / math.sqrt(len(mine)), abs=2e-2)
+        assert bucket["n"] == len(mine) and bucket["nll"] == pytest.approx(np.mean(mine), abs=1e-4)
+        assert bucket["nll_error"] == pytest.approx(np.std(mine, ddof=1) / math.sqrt(len(mine)), abs=1e-4)
     assert [b["begin"] for b in record["buckets"]] == [0, 64, 128, 256, 512][: len(record["buckets"])]
     assert record["buckets"][-1]["end"] == len(ids)
     for entry in record["last"]:
-        assert entry["n"] == entry["last"] and entry["nll"] == pytest.approx(np.mean(expected[-entry["last"] :]), abs=5e-2)
+        assert entry["n"] == entry["last"] and entry["nll"] == pytest.approx(np.mean(expected[-entry["last"] :]), abs=1e-4)
     assert sum(c["n"] for c in record["curve"]) == record["n"]
     assert record["forgotten"] > 0 and record["perplexity"] == pytest.approx(math.exp(record["nll"]))
 
 
-def test_perplexity_does_not_depend_on_the_chunk(model, book):
+def test_perplexity_does_not_depend_on_the_chunk(tiny_f32, book):
     from lmi.perplexity import measure
     from lmi.text import utf8_blocks
 
     text = book.read_text()[:3000]
-    runs = [measure(model, utf8_blocks(text), window=48, sinks=4, kv_type="f32", chunk=c) for c in (1, 7, 64)]
+    with package.Model(tiny_f32) as m:
+        runs = [measure(m, utf8_blocks(text), window=48, sinks=4, kv_type="f32", chunk=c) for c in (1, 7, 64)]
     assert len({r.all.n for r in runs}) == 1
-    assert runs[0].all.mean == pytest.approx(runs[1].all.mean, abs=1e-2) == pytest.approx(runs[2].all.mean, abs=1e-2)
+    assert runs[0].all.mean == pytest.approx(runs[1].all.mean, abs=1e-5) == pytest.approx(runs[2].all.mean, abs=1e-5)
 
 
 def test_perplexity_table(lmi, tiny, book):

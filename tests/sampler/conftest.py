@@ -28,7 +28,7 @@ class Sampler:
         self._call("internals_sampler_set", self.ffi.new("float[7]", chances), o.top_k, o.penalty_last, o.seed)
 
     def draw(self, logits: np.ndarray, recent: list[int] | None = None, n: int = 1, position: int | None = None):
-        """(tokens, log probabilities) of n draws. `recent` are the last tokens, oldest first, of a text of `position` tokens."""
+        """(tokens, log probabilities) of n draws. `recent`: the last tokens, oldest first, of a text of `position`."""
         recent = recent or []
         position = len(recent) if position is None else position
         history = np.arange(HISTORY, dtype=np.int32) % self.n_vocab  # what is not known must not matter

@@ -127,7 +127,12 @@ def test_state_is_the_generators(make_sampler):
 def test_frequencies(make_sampler):
     """Chi-square of 200,000 draws against the probabilities; 0.999 quantile by Wilson and Hilferty."""
     random, n = np.random.default_rng(11), 200_000
-    for o in (Options(seed=5), Options(seed=6, temperature=0.7, top_p=0.9), Options(seed=7, typical_p=0.8), Options(seed=8, top_k=7)):
+    for o in (
+        Options(seed=5),
+        Options(seed=6, temperature=0.7, top_p=0.9),
+        Options(seed=7, typical_p=0.8),
+        Options(seed=8, top_k=7),
+    ):
         logits = (random.standard_normal(40) * 1.5).astype(np.float32)
         sampler = make_sampler(40)
         sampler.set(o)
@@ -219,7 +224,13 @@ def test_damaged_states(make_sampler):
     sampler.set(Options(temperature=0.5, top_k=3))
     good = sampler.state
     sampler.state = good
-    for at, value in ((24, b"\x00"), (40, b"\xff\xff\xff\xff"), (44, b"\x00\x00\x00\x00"), (68, b"\xff\xff\xff\xff"), (76, b"\x01")):
+    for at, value in (
+        (24, b"\x00"),
+        (40, b"\xff\xff\xff\xff"),
+        (44, b"\x00\x00\x00\x00"),
+        (68, b"\xff\xff\xff\xff"),
+        (76, b"\x01"),
+    ):
         bad = good[:at] + value + good[at + len(value) :]
         with pytest.raises(ValueError, match="-3: the saved .* damaged"):
             sampler.state = bad

@@ -84,10 +84,9 @@ def test_memory_of_sentencepiece_text(open_file, data):
         assert anonymous_bytes(tokens) - before < 1 << 20, unit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["letters", "blanks"])
 def test_ten_million(open_file, llama3_file, name):
+    """Ten times the tokens of a run of a million, but for its ends."""
     tokens = open_file(llama3_file)
     unit = RUNS[name].encode()
-    n = 10_000_000 // len(unit)
-    assert tokens.count(unit, n, feed=65536) == tokens.count(unit, n, feed=len(unit) * n)
+    assert abs(tokens.count(unit, 10_000_000) - 10 * tokens.count(unit, 1_000_000)) < 20

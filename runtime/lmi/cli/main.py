@@ -8,10 +8,8 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `lmi` command. Ends the process."""
-    try:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a command has its own handler, Ctrl-C ends without a traceback
-    except ValueError:
-        pass  # not the main thread: signals are somebody else's
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
