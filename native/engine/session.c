@@ -108,12 +108,11 @@ static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, b
         .n_logits = n_logits,
         .cancel = &s->cancel,
     };
-    s->n_rows = 0;
     /* From here on ring slots are overwritten, whether or not the chunk is finished. */
     s->furthest = s->n_read + n > s->furthest ? s->n_read + n : s->furthest;
     lmi_status status = s->model->device->run(s->context, &chunk, error);
     if (status != LMI_OK) {
-        return status;
+        return status; /* logits are the last step: those of the last token read still stand */
     }
     for (int64_t i = 0; i < n; i++) {
         s->history[(s->n_read + i) % SAMPLER_HISTORY] = tokens[i];

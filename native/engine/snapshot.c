@@ -375,6 +375,9 @@ static lmi_status check_all(const snapshot_header *expected, snapshot_header *h,
     if (status != LMI_OK || (status = check_fits(expected, h, sizes, parts, error)) != LMI_OK) {
         return status;
     }
+    if (n_parts != n_given) { /* all those beyond are empty; but there is one way to write a state */
+        return damaged(error, 136, "it has empty parts at its end");
+    }
     if ((status = check_sums(bytes + HEADER_BYTES, payload, error)) != LMI_OK || check == NULL) {
         return status;
     }

@@ -248,7 +248,7 @@ LMI_API lmi_status lmi_session_rewind(lmi_session *session, int64_t position, lm
 LMI_API void lmi_session_cancel(lmi_session *session);
 LMI_API void lmi_session_clear_cancel(lmi_session *session);
 
-typedef struct lmi_view { /* what the next token can attend to, as [begin, end) token positions */
+typedef struct lmi_view { /* what the last token read could attend to, as [begin, end) token positions */
     int64_t sinks_end;    /* [0, sinks_end) */
     int64_t window_begin; /* [window_begin, position) */
     int64_t position;

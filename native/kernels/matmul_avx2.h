@@ -21,14 +21,14 @@ void matmul_f16_avx2(const matmul_args *a);
 void matmul_bf16_avx2(const matmul_args *a);
 size_t matmul_float_scratch_avx2(void);
 
-static inline __attribute__((always_inline)) float sum_of_lanes(__m256 v) {
+INLINE float sum_of_lanes(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
 /* Rows of 8 dwords to columns. */
-static inline __attribute__((always_inline)) void transpose_8x8(__m256i v[8]) {
+INLINE void transpose_8x8(__m256i v[8]) {
     __m256i a[8];
     for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);

@@ -21,10 +21,8 @@ void matmul_f16_avx512(const matmul_args *a);
 void matmul_bf16_avx512(const matmul_args *a);
 size_t matmul_float_scratch_avx512(void);
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 /* Rows of 16 dwords to columns. */
-static inline __attribute__((always_inline)) void transpose_16x16(__m512i v[16]) {
+INLINE void transpose_16x16(__m512i v[16]) {
     __m512i a[16];
     UNROLL for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);

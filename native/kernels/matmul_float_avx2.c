@@ -8,9 +8,6 @@
 #include "kernels/matmul_avx2.h"
 #include "kernels/matmul_tiles.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
 enum { ROWS = 16, COLUMNS = 256, TILES = 6, TOKENS = 4, PASS_TOKENS = 4 };
 
 typedef struct type_float {
@@ -97,9 +94,6 @@ INLINE void row_wise(const matmul_args *a, const type_float *type) {
     int64_t t = 0;
     for (; t + 4 <= a->n_tokens; t += 4) {
         pass_float(a, type, t, 4);
-    }
-    for (; t + 2 <= a->n_tokens; t += 2) {
-        pass_float(a, type, t, 2);
     }
     for (; t < a->n_tokens; t++) {
         pass_float(a, type, t, 1);

@@ -7,6 +7,16 @@
 #include "kernels/activation.h"
 #include "kernels/kernels.h"
 
+/* Kernels are written once for all types, as functions of a constant description of the type; inlined and unrolled, the
+ * description disappears. Under sanitizers that would only take minutes to compile. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define INLINE static __attribute__((noinline, unused))
+#define UNROLL
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* Up to this many tokens go row by row; more go through tiles. */
 enum { MATMUL_ROWWISE_TOKENS = 8 };
 

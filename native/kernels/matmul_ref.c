@@ -8,8 +8,6 @@
 #include "kernels/matmul_unpack.h"
 #include "quant/blocks.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 static const void *row_of(const matmul_args *a, int64_t r) { return (const char *)a->w + (size_t)r * a->row_bytes; }
 static const void *token_of(const matmul_args *a, int64_t t) { return (const char *)a->x + (size_t)t * a->x_stride; }
 

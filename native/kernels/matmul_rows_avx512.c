@@ -185,29 +185,23 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
     }
 }
 
-/* ---- passes of 4, 2 and 1 tokens ------------------------------------------------------------------------------------- */
+/* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
 
-#define ROW_WISE(KIND, NAME)                                                                          \
-    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) {              \
-        pass_##KIND(a, &type_##NAME, t, 4);                                                           \
-    }                                                                                                 \
-    static __attribute__((noinline)) void NAME##_by_2(const matmul_args *a, int64_t t) {              \
-        pass_##KIND(a, &type_##NAME, t, 2);                                                           \
-    }                                                                                                 \
-    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) {              \
-        pass_##KIND(a, &type_##NAME, t, 1);                                                           \
-    }                                                                                                 \
-    void matmul_rows_##NAME##_avx512(const matmul_args *a) {                                          \
-        int64_t t = 0;                                                                                \
-        for (; t + 4 <= a->n_tokens; t += 4) {                                                        \
-            NAME##_by_4(a, t);                                                                        \
-        }                                                                                             \
-        for (; t + 2 <= a->n_tokens; t += 2) {                                                        \
-            NAME##_by_2(a, t);                                                                        \
-        }                                                                                             \
-        for (; t < a->n_tokens; t++) {                                                                \
-            NAME##_by_1(a, t);                                                                        \
-        }                                                                                             \
+#define ROW_WISE(KIND, NAME)                                                             \
+    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { \
+        pass_##KIND(a, &type_##NAME, t, 4);                                              \
+    }                                                                                    \
+    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { \
+        pass_##KIND(a, &type_##NAME, t, 1);                                              \
+    }                                                                                    \
+    void matmul_rows_##NAME##_avx512(const matmul_args *a) {                               \
+        int64_t t = 0;                                                                   \
+        for (; t + 4 <= a->n_tokens; t += 4) {                                           \
+            NAME##_by_4(a, t);                                                           \
+        }                                                                                \
+        for (; t < a->n_tokens; t++) {                                                   \
+            NAME##_by_1(a, t);                                                           \
+        }                                                                                \
     }
 
 ROW_WISE(32, q4_0)

@@ -136,7 +136,7 @@ INLINE void copy_bytes(int8_t *to, const int8_t *from, int n) {
     }
 }
 
-INLINE void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
+static void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
     for (int t = 0; t < n; t++) {
         copy_bytes(p->x[t], act_q8(x[t]) + c0, columns);
         const float *d = act_scales(x[t], k) + c0 / 32;
@@ -153,7 +153,7 @@ INLINE void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, 
     }
 }
 
-INLINE void fill_panel_256(const type_256 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
+static void fill_panel_256(const type_256 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
     for (int t = 0; t < n; t++) {
         copy_bytes(p->x[t], act_q8(x[t]) + c0, columns);
         const float *d = act_scales(x[t], k) + c0 / 256;
@@ -185,6 +185,9 @@ INLINE void add_group(const tile *w, const panel *p, int half, int group, int co
     const uint8_t(*fours)[ROWS][4] = w->v + group * steps;
     const int8_t *x = p->x[0] + group * columns;
     __m256i sum[TOKENS];
+    UNROLL for (int t = 0; t < TOKENS; t++) {
+        sum[t] = _mm256_setzero_si256();
+    }
     UNROLL for (int i = 0; i < steps; i++) {
         __m256i v = load_256(fours[i][half]);
         __m256i u = is_signed ? _mm256_abs_epi8(v) : v;
@@ -199,7 +202,7 @@ INLINE void add_group(const tile *w, const panel *p, int half, int group, int co
     }
 }
 
-INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
+INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
                         float (*y)[ROWS]) {
     __m256 sum[TOKENS];
     UNROLL for (int t = 0; t < TOKENS; t++) {
@@ -211,13 +214,13 @@ INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int 
             fetch_some(soon, b);
         }
         UNROLL for (int t = 0; t < TOKENS; t++) {
-            dot[t] = type->offset != 0 ? _mm256_set1_epi32(p->start[t][b]) : _mm256_setzero_si256();
+            dot[t] = !has_min && !is_signed ? _mm256_set1_epi32(p->start[t][b]) : _mm256_setzero_si256();
         }
-        add_group(w, p, half, b, 32, type->top, type->is_signed, _mm256_set1_epi16(1), dot);
+        add_group(w, p, half, b, 32, top, is_signed, _mm256_set1_epi16(1), dot);
         UNROLL for (int t = 0; t < TOKENS; t++) {
             __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_load_ps(w->d[b] + half));
             sum[t] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(p->d[t][b]), sum[t]);
-            if (type->has_min) {
+            if (has_min) {
                 sum[t] = _mm256_fmadd_ps(_mm256_load_ps(w->m[b] + half), _mm256_set1_ps(p->d_sum[t][b]), sum[t]);
             }
         }
@@ -227,9 +230,9 @@ INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int 
     }
 }
 
-INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
+INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
                          float (*y)[ROWS]) {
-    const int groups = 256 / type->group;
+    const int groups = 256 / group;
     __m256 sum[TOKENS];
     UNROLL for (int t = 0; t < TOKENS; t++) {
         sum[t] = _mm256_setzero_ps();
@@ -240,15 +243,15 @@ INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, in
             total[t] = _mm256_setzero_si256();
         }
         for (int g = groups * s; g < groups * (s + 1); g++) {
-            if (half == 0 && (type->group == TILE_STEP || g % 2 == 0)) {
-                fetch_some(soon, g * type->group / TILE_STEP);
+            if (half == 0 && (group == TILE_STEP || g % 2 == 0)) {
+                fetch_some(soon, g * group / TILE_STEP);
             }
-            add_group(w, p, half, g, type->group, type->top, type->is_signed, load_256(w->scale[g][half]), total);
+            add_group(w, p, half, g, group, top, is_signed, load_256(w->scale[g][half]), total);
         }
         __m256 d = _mm256_load_ps(w->d[s] + half), dmin = _mm256_load_ps(w->m[s] + half);
         UNROLL for (int t = 0; t < TOKENS; t++) {
             __m256i minima = _mm256_setzero_si256();
-            if (type->has_min || type->offset != 0) {
+            if (!is_signed) {
                 UNROLL for (int i = 0; i < groups / 2; i++) {
                     const int pair = groups / 2 * s + i;
                     __m256i product = _mm256_madd_epi16(load_256(w->minima[pair][half]), all_lanes(p->sums[t] + 2 * pair));
@@ -256,7 +259,7 @@ INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, in
                 }
             }
             __m256 scaled;
-            if (type->has_min) {
+            if (has_min) {
                 scaled = _mm256_mul_ps(d, _mm256_cvtepi32_ps(total[t]));
                 scaled = _mm256_fnmadd_ps(dmin, _mm256_cvtepi32_ps(minima), scaled);
             } else {
@@ -270,6 +273,29 @@ INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, in
     }
 }
 
+/* Types differ here by the columns that share a scale, by the largest value, and by having minima or an offset. */
+
+#define FOR_ROWS(NAME, CALL, ...)                                                                                            \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {    \
+        float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;                                                                      \
+        (void)n;                                                                                                             \
+        for (int half = 0; half < n_rows; half += 8) {                                                                       \
+            CALL(__VA_ARGS__, w, p, columns, half, soon, y);                                                                 \
+        }                                                                                                                    \
+    }
+
+FOR_ROWS(multiply_4_bits, multiply_32, 15, false, false)
+FOR_ROWS(multiply_4_bits_min, multiply_32, 15, false, true)
+FOR_ROWS(multiply_5_bits, multiply_32, 31, false, false)
+FOR_ROWS(multiply_5_bits_min, multiply_32, 31, false, true)
+FOR_ROWS(multiply_bytes, multiply_32, 128, true, false)
+FOR_ROWS(multiply_q2_K, multiply_256, 16, 3, false, true)
+FOR_ROWS(multiply_q3_K, multiply_256, 16, 7, false, false)
+FOR_ROWS(multiply_q4_K, multiply_256, 32, 15, false, true)
+FOR_ROWS(multiply_q5_K, multiply_256, 32, 31, false, true)
+FOR_ROWS(multiply_q6_K, multiply_256, 16, 63, false, false)
+FOR_ROWS(multiply_iq4_xs, multiply_256, 32, 127, true, false)
+
 /* ---- every type ------------------------------------------------------------------------------------------------------ */
 
 size_t matmul_tiles_scratch_avx2(void) {
@@ -277,37 +303,29 @@ size_t matmul_tiles_scratch_avx2(void) {
     return matmul_tiled_scratch(&kernel);
 }
 
-#define TILED(KIND, NAME)                                                                                               \
-    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                         \
-        unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                       \
-    }                                                                                                                   \
-    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {              \
-        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                     \
-    }                                                                                                                   \
-    static void NAME##_multiply(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon,   \
-                                float *y) {                                                                             \
-        (void)n;                                                                                                        \
-        multiply_##KIND(&type_##NAME, w, p, columns, 0, soon, (float(*)[ROWS])(void *)y);                               \
-        if (n_rows > 8) {                                                                                               \
-            multiply_##KIND(&type_##NAME, w, p, columns, 8, soon, (float(*)[ROWS])(void *)y);                           \
-        }                                                                                                               \
-    }                                                                                                                   \
-    void matmul_tiles_##NAME##_avx2(const matmul_args *a) {                                                             \
-        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,       COLUMNS,        1, sizeof(tile), \
-                                           sizeof(panel), NAME##_unpack, NAME##_panel, NAME##_multiply};                \
-        matmul_tiled(a, &kernel);                                                                                       \
+#define TILED(KIND, NAME, MULTIPLY)                                                                              \
+    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                  \
+        unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                \
+    }                                                                                                            \
+    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {       \
+        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                              \
+    }                                                                                                            \
+    void matmul_tiles_##NAME##_avx2(const matmul_args *a) {                                                      \
+        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,       COLUMNS, 1, sizeof(tile), \
+                                           sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                \
+        matmul_tiled(a, &kernel);                                                                                \
     }
 
-TILED(32, q4_0)
-TILED(32, q4_1)
-TILED(32, q5_0)
-TILED(32, q5_1)
-TILED(32, q8_0)
-TILED(32, iq4_nl)
-TILED(32, mxfp4)
-TILED(256, q2_K)
-TILED(256, q3_K)
-TILED(256, q4_K)
-TILED(256, q5_K)
-TILED(256, q6_K)
-TILED(256, iq4_xs)
+TILED(32, q4_0, multiply_4_bits)
+TILED(32, q4_1, multiply_4_bits_min)
+TILED(32, q5_0, multiply_5_bits)
+TILED(32, q5_1, multiply_5_bits_min)
+TILED(32, q8_0, multiply_bytes)
+TILED(32, iq4_nl, multiply_bytes)
+TILED(32, mxfp4, multiply_5_bits)
+TILED(256, q2_K, multiply_q2_K)
+TILED(256, q3_K, multiply_q3_K)
+TILED(256, q4_K, multiply_q4_K)
+TILED(256, q5_K, multiply_q5_K)
+TILED(256, q6_K, multiply_q6_K)
+TILED(256, iq4_xs, multiply_iq4_xs)

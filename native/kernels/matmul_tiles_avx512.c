@@ -124,7 +124,7 @@ INLINE void copy_bytes(int8_t *to, const int8_t *from, int n) {
 
 INLINE __m512i times_minus_offset(__m512i sums, int offset) { return _mm512_mullo_epi32(sums, _mm512_set1_epi32(-offset)); }
 
-INLINE void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
+static void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
     for (int t = 0; t < n; t++) {
         copy_bytes(p->x[t], act_q8(x[t]) + c0, columns);
         const float *d = act_scales(x[t], k) + c0 / 32;
@@ -143,7 +143,7 @@ INLINE void fill_panel_32(const type_32 *type, const void *const *x, int64_t k, 
     }
 }
 
-INLINE void fill_panel_256(const type_256 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
+static void fill_panel_256(const type_256 *type, const void *const *x, int64_t k, int64_t c0, int columns, int n, panel *p) {
     for (int t = 0; t < n; t++) {
         copy_bytes(p->x[t], act_q8(x[t]) + c0, columns);
         const float *d = act_scales(x[t], k) + c0 / 256;
@@ -193,7 +193,7 @@ INLINE void dot_group(const tile *w, const panel *p, int group, int columns, boo
     }
 }
 
-INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
+INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
     __m512 sum[TOKENS];
     UNROLL for (int t = 0; t < n; t++) {
         sum[t] = _mm512_setzero_ps();
@@ -201,12 +201,12 @@ INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int 
     for (int b = 0; b < columns / 32; b++) {
         __m512i dot[TOKENS];
         fetch_some(soon, b);
-        dot_group(w, p, b, 32, type->offset != 0, n, dot);
+        dot_group(w, p, b, 32, !has_min, n, dot);
         __m512 scale = _mm512_load_ps(w->scale[b]);
         UNROLL for (int t = 0; t < n; t++) {
             __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t]), scale);
             sum[t] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(p->d[t][b]), sum[t]);
-            if (type->has_min) {
+            if (has_min) {
                 sum[t] = _mm512_fmadd_ps(_mm512_load_ps(w->minimum[b]), _mm512_set1_ps(p->d_sum[t][b]), sum[t]);
             }
         }
@@ -216,8 +216,8 @@ INLINE void multiply_32(const type_32 *type, const tile *w, const panel *p, int 
     }
 }
 
-INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
-    const int groups = 256 / type->group;
+INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
+    const int groups = 256 / group;
     UNROLL for (int t = 0; t < n; t++) {
         _mm512_store_ps(y[t], _mm512_setzero_ps());
     }
@@ -228,17 +228,17 @@ INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, in
         }
         for (int g = groups * s; g < groups * (s + 1); g++) {
             __m512i dot[TOKENS];
-            if (type->group == TILE_STEP || g % 2 == 0) {
-                fetch_some(soon, g * type->group / TILE_STEP);
+            if (group == TILE_STEP || g % 2 == 0) {
+                fetch_some(soon, g * group / TILE_STEP);
             }
-            dot_group(w, p, g, type->group, type->offset != 0, n, dot);
+            dot_group(w, p, g, group, !has_min, n, dot);
             __m512 scale = _mm512_load_ps(w->scale[g]);
             UNROLL for (int t = 0; t < n; t++) {
                 sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), scale, sum[t]);
             }
         }
         UNROLL for (int t = 0; t < n; t++) {
-            if (type->has_min) {
+            if (has_min) {
                 __m512i minima = _mm512_setzero_si512();
                 UNROLL for (int j = 0; j < groups / 2; j++) {
                     const int i = groups / 2 * s + j;
@@ -251,48 +251,66 @@ INLINE void multiply_256(const type_256 *type, const tile *w, const panel *p, in
     }
 }
 
-/* ---- every type ------------------------------------------------------------------------------------------------------ */
+/* super: 256 for types of super-blocks, 0 for blocks of 32. */
+INLINE void multiply(int super, int group, bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon,
+                     float (*y)[ROWS]) {
+    if (super == 0) {
+        multiply_32(has_min, w, p, columns, n, soon, y);
+    } else {
+        multiply_256(group, has_min, w, p, columns, n, soon, y);
+    }
+}
 
-#define MULTIPLY(KIND, NAME, N)                                                                                          \
-    static __attribute__((noinline)) void NAME##_by_##N(const tile *w, const panel *p, int columns, const fetch_list *soon, \
-                                                       float (*y)[ROWS]) {                                               \
-        multiply_##KIND(&type_##NAME, w, p, columns, N, soon, y);                                                        \
+/* Types differ here only by the columns that share a scale, and by having minima or an offset. */
+
+#define FOR_TOKENS(NAME, ...)                                                                                                \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {    \
+        float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;                                                                      \
+        (void)n_rows;                                                                                                        \
+        if (n > 8) {                                                                                                         \
+            multiply(__VA_ARGS__, w, p, columns, 12, soon, y);                                                               \
+        } else if (n > 4) {                                                                                                  \
+            multiply(__VA_ARGS__, w, p, columns, 8, soon, y);                                                                \
+        } else {                                                                                                             \
+            multiply(__VA_ARGS__, w, p, columns, 4, soon, y);                                                                \
+        }                                                                                                                    \
     }
 
-#define TILED(KIND, NAME)                                                                                                \
+FOR_TOKENS(multiply_blocks, 0, 32, false)
+FOR_TOKENS(multiply_blocks_min, 0, 32, true)
+FOR_TOKENS(multiply_groups_16, 256, 16, false)
+FOR_TOKENS(multiply_groups_16_min, 256, 16, true)
+FOR_TOKENS(multiply_groups_32, 256, 32, false)
+FOR_TOKENS(multiply_groups_32_min, 256, 32, true)
+
+/* ---- every type ------------------------------------------------------------------------------------------------------ */
+
+#define TILED(KIND, NAME, MULTIPLY)                                                                                      \
     static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                          \
         unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                        \
     }                                                                                                                    \
     static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {               \
         fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                      \
     }                                                                                                                    \
-    MULTIPLY(KIND, NAME, 4)                                                                                              \
-    MULTIPLY(KIND, NAME, 8)                                                                                              \
-    MULTIPLY(KIND, NAME, 12)                                                                                             \
-    static void NAME##_multiply(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon,    \
-                                float *y) {                                                                              \
-        (void)n_rows;                                                                                                    \
-        (n > 8 ? NAME##_by_12 : n > 4 ? NAME##_by_8 : NAME##_by_4)(w, p, columns, soon, (float(*)[ROWS])(void *)y);      \
-    }                                                                                                                    \
     void matmul_tiles_##NAME##_avx512(const matmul_args *a) {                                                            \
-        static const tile_kernel kernel = {ROWS,         TILES,         TOKENS,        COLUMNS,        1, sizeof(tile),  \
-                                           sizeof(panel), NAME##_unpack, NAME##_panel, NAME##_multiply};                 \
+        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,       COLUMNS, 1, sizeof(tile),         \
+                                           sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                        \
         matmul_tiled(a, &kernel);                                                                                        \
     }
 
-TILED(32, q4_0)
-TILED(32, q4_1)
-TILED(32, q5_0)
-TILED(32, q5_1)
-TILED(32, q8_0)
-TILED(32, iq4_nl)
-TILED(32, mxfp4)
-TILED(256, q2_K)
-TILED(256, q3_K)
-TILED(256, q4_K)
-TILED(256, q5_K)
-TILED(256, q6_K)
-TILED(256, iq4_xs)
+TILED(32, q4_0, multiply_blocks)
+TILED(32, q4_1, multiply_blocks_min)
+TILED(32, q5_0, multiply_blocks)
+TILED(32, q5_1, multiply_blocks_min)
+TILED(32, q8_0, multiply_blocks)
+TILED(32, iq4_nl, multiply_blocks)
+TILED(32, mxfp4, multiply_blocks)
+TILED(256, q2_K, multiply_groups_16_min)
+TILED(256, q3_K, multiply_groups_16)
+TILED(256, q4_K, multiply_groups_32_min)
+TILED(256, q5_K, multiply_groups_32_min)
+TILED(256, q6_K, multiply_groups_16)
+TILED(256, iq4_xs, multiply_groups_32)
 
 size_t matmul_tiles_scratch_avx512(void) {
     const tile_kernel kernel = {.rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};

@@ -11,10 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/matmul_parts.h"
 #include "quant/blocks.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 
 INLINE __m128i load_128(const void *p) { return _mm_loadu_si128(p); }
 INLINE __m256i load_256(const void *p) { return _mm256_loadu_si256(p); }

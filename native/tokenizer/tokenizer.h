@@ -32,6 +32,7 @@ lmi_status encoder_feed(encoder *e, const char *text, size_t size, lmi_error *er
 lmi_status encoder_finish(encoder *e, lmi_error *error);
 size_t encoder_take(encoder *e, int32_t *tokens, size_t capacity);
 
+/* Adds and takes away nothing: the blank that SentencePiece puts before a text comes out as a blank. */
 typedef struct lmi_decoder decoder;
 lmi_status decoder_open(const tokenizer *t, bool special, decoder **out, lmi_error *error);
 void decoder_close(decoder *d);

@@ -81,7 +81,7 @@ static uint64_t table_size(uint64_t n) {
 }
 
 /* With honest texts the longest chain of a table two thirds full is about 220 at 4 million entries. */
-enum { LONGEST_CHAIN = 512, MOST_FALSE_HITS = 64 };
+enum { LONGEST_CHAIN = 512, MOST_FALSE_HITS = 64, MOST_ENTRIES = 4194304 };
 
 static lmi_status crafted(lmi_error *error, const char *what) {
     fail(error, LMI_BAD_FORMAT, "the %s of the vocabulary were chosen to make look-ups slow", what);
@@ -161,7 +161,7 @@ lmi_status vocab_open_texts(tokenizer *t, const gguf *file, lmi_error *error) {
     if (status != LMI_OK) {
         return status;
     }
-    if (tokens->count < 2 || tokens->count > 4194304) {
+    if (tokens->count < 2 || tokens->count > MOST_ENTRIES) {
         return bad_vocab(error,
                          fail_at(error, LMI_BAD_FORMAT, tokens->offset, "the vocabulary has %llu tokens, not 2 to 4,194,304",
                                  (unsigned long long)tokens->count));
@@ -225,11 +225,18 @@ lmi_status vocab_open_texts(tokenizer *t, const gguf *file, lmi_error *error) {
 
 /* ---- byte-level BPE: merges ---------------------------------------------------------------------------------------- */
 
+/* A merge of or into something that is no token is refused, as by Hugging Face `tokenizers`: what it would do to ids is
+ * anybody's guess, and no converter writes one. Of a merge listed twice the first counts. */
 lmi_status vocab_open_merges(tokenizer *t, const gguf *file, lmi_error *error) {
     const gguf_key *merges;
     lmi_status status = gguf_get_array(file, "tokenizer.ggml.merges", GGUF_REQUIRED, GGUF_STRING, -1, &merges, error);
     if (status != LMI_OK) {
         return status;
+    }
+    if (merges->count > MOST_ENTRIES) {
+        return bad_vocab(error,
+                         fail_at(error, LMI_BAD_FORMAT, merges->offset, "the vocabulary has %llu merges, more than 4,194,304",
+                                 (unsigned long long)merges->count));
     }
     uint64_t n_slots = table_size(merges->count);
     t->merge_slots = arena_take_array(&t->memory, n_slots, sizeof t->merge_slots[0]);

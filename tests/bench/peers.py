@@ -6,6 +6,9 @@
 Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that
 its memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and
 read bandwidth is probed beside it: a busy or throttled machine shows there. Figures are medians over the rounds.
+
+llama.cpp is compiled for the machine at hand. Where it ends with a signal in a virtual machine that shows AMX but does not
+run it, install it again without: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".
 """
 
 import argparse

@@ -32,6 +32,16 @@ def model(native, tiny):
         yield model
 
 
+def test_first_difference_from_ordinary_attention(model, tokens):
+    """Spec test 1: up to and with the query at p = L nothing differs, at L + 1 something does (without sinks, at L)."""
+    ordinary = model.rows(tokens[:60], window=60, sinks=0)
+    scale = np.std(ordinary)
+    for sinks, first in ((4, WINDOW + 1), (1, WINDOW + 1), (0, WINDOW)):
+        difference = np.max(np.abs(model.rows(tokens[:60], window=WINDOW, sinks=sinks) - ordinary), axis=1) / scale
+        assert difference[:first].max() < 2e-6
+        assert difference[first] > 1e-4
+
+
 @pytest.mark.parametrize("isa", door.ISAS)
 @pytest.mark.parametrize("kv", KV_BOUNDS)
 def test_every_instruction_set_and_buffer_type(native, tiny, tokens, expected, isa, kv):

@@ -314,6 +314,7 @@ static void check_cases(const kernels *k, lmi_kv_type type) {
         ring_case(k, type, d, 163, 100, 17, 3, 64, 0, -1, &seed);
         ring_case(k, type, d, 50, 1, 50, 2, 1049, 0, -1, &seed); /* L = 1: each sees itself */
         ring_case(k, type, d, 20, 5, 16, 4, 15, 0, -1, &seed);
+        ring_case(k, type, d, 50, 500, 8, 2, 321, 0, -1, &seed); /* a window wider than the ring: what it still holds */
         sink_case(k, type, d, 4, 10, 1, 4, 12, &seed);
         sink_case(k, type, d, 4, 10, 30, 2, 0, &seed);
         sink_case(k, type, d, 100, 10, 64, 1, 40, &seed);

@@ -192,8 +192,9 @@ static int open_without_memory(void) {
     lmi_memory memory;
     memory_now(&memory);
     struct rlimit limit = {memory.resident_bytes + (256 << 20), RLIM_INFINITY};
-    if (setrlimit(RLIMIT_AS, &limit) != 0) {
-        return 99;
+    struct rlimit set = {0};
+    if (setrlimit(RLIMIT_AS, &limit) != 0 || getrlimit(RLIMIT_AS, &set) != 0 || set.rlim_cur != limit.rlim_cur) {
+        return 99; /* qemu-user does not pass this limit on */
     }
     int n_open = open_files();
     bool good = file_open(in_folder("holes"), false, &view, &error) == LMI_OUT_OF_MEMORY && says(&error, "(1.00 GiB)") &&

@@ -156,6 +156,7 @@ static void build_values(builder *b) {
     build_key(b, "nan", GGUF_F32), put_f32(b, NAN);
     build_key(b, "inf", GGUF_F64), put_f64(b, INFINITY);
     build_key(b, "edge", GGUF_F64), put_f64(b, 0x1p63);
+    build_key(b, "most", GGUF_U64), put_u64(b, INT64_MAX);
     build_bool(b, "true", 1);
     build_bool(b, "false", 0);
     build_string(b, "text", "h\xc3\xa9llo");
@@ -177,6 +178,7 @@ static void test_numbers(void) {
         CHECK(gguf_get_int(file, ints[i].name, GGUF_REQUIRED, INT64_MIN, INT64_MAX, &whole, &error) == LMI_OK);
         CHECK(whole == ints[i].value, "%s is %lld", ints[i].name, (long long)whole);
         CHECK(gguf_real_at(file, gguf_find_key(file, ints[i].name), 0) == (double)ints[i].value);
+        CHECK(gguf_get_int(file, ints[i].name, GGUF_REQUIRED, ints[i].value, ints[i].value, &whole, &error) == LMI_OK, " ");
         whole = 77;
         CHECK(gguf_get_int(file, ints[i].name, GGUF_OPTIONAL, ints[i].value + 1, INT64_MAX, &whole, &error) == LMI_BAD_FORMAT);
         CHECK(gguf_get_int(file, ints[i].name, GGUF_OPTIONAL, INT64_MIN, ints[i].value - 1, &whole, &error) == LMI_BAD_FORMAT);
@@ -191,6 +193,9 @@ static void test_numbers(void) {
     CHECK(gguf_int_at(file, gguf_find_key(file, "f64"), 0) == INT64_MIN &&
           gguf_int_at(file, gguf_find_key(file, "nan"), 0) == 0);
     CHECK(gguf_int_at(file, gguf_find_key(file, "edge"), 0) == INT64_MAX, " ");
+    CHECK(gguf_get_int(file, "most", GGUF_REQUIRED, 0, INT64_MAX, &whole, &error) == LMI_OK && whole == INT64_MAX, " ");
+    whole = 77;
+    CHECK(gguf_get_real(file, "f32", GGUF_REQUIRED, 1.5, 1.5, &real, &error) == LMI_OK && real == 1.5, " ");
     CHECK(gguf_int_at(file, gguf_find_key(file, "inf"), 0) == INT64_MAX &&
           gguf_int_at(file, gguf_find_key(file, "f32"), 0) == 1);
 
@@ -242,6 +247,7 @@ static void test_arrays(void) {
     put_u16(&b, 1), put_u16(&b, 0xffff), put_u16(&b, 3);
     build_array(&b, "reals", GGUF_F64, 2);
     put_f64(&b, 0.25), put_f64(&b, -2.0);
+    build_key(&b, "single", GGUF_I16), put_u16(&b, 1);
     gguf *file = open_good(&b);
     CHECK(gguf_get_array(file, "words", GGUF_REQUIRED, GGUF_STRING, 3, &key, &error) == LMI_OK && key->count == 3);
     uint64_t cursor = key->offset;
@@ -259,6 +265,9 @@ static void test_arrays(void) {
     CHECK(strstr(error.message, "is of type array of i16, expected array of f32") != NULL, "%s", error.message);
     CHECK(gguf_get_array(file, "absent", GGUF_OPTIONAL, GGUF_F32, 3, &key, &error) == LMI_OK && key == NULL);
     CHECK(gguf_get_array(file, "absent", GGUF_REQUIRED, GGUF_F32, 3, &key, &error) == LMI_BAD_FORMAT && key == NULL);
+    /* one value is not an array of one */
+    CHECK(gguf_get_array(file, "single", GGUF_OPTIONAL, GGUF_I16, -1, &key, &error) == LMI_BAD_FORMAT && key == NULL, " ");
+    CHECK(gguf_get_array(file, "halves", GGUF_OPTIONAL, GGUF_I16, 0, &key, &error) == LMI_BAD_FORMAT && key == NULL, " ");
     int64_t whole = 0;
     text_view text = text_of("");
     CHECK(gguf_get_int(file, "halves", GGUF_OPTIONAL, 0, 9, &whole, &error) == LMI_BAD_FORMAT);

@@ -280,6 +280,8 @@ static void test_forged(void) {
         {136, 4, 9, LMI_BAD_FORMAT, "impossible form"},
         {136, 4, UINT32_MAX, LMI_BAD_FORMAT, "impossible form"},
         {136, 4, 3, LMI_BAD_FORMAT, "impossible sizes"},
+        {136, 4, 5, LMI_BAD_FORMAT, "empty parts at its end"},
+        {136, 4, SNAPSHOT_MAX_PARTS, LMI_BAD_FORMAT, "empty parts at its end"},
         {140, 4, 1, LMI_BAD_FORMAT, "impossible form"},
         {144, 8, 99, LMI_BAD_FORMAT, "1 bytes too many"},
         {144, 8, 101, LMI_BAD_FORMAT, "it needs 403 bytes, there are 402"},

@@ -224,6 +224,32 @@ static void test_same_text(void) {
     }
 }
 
+/* More than 4,194,304 tokens or merges: refused before any of them is read. */
+static void test_too_many(void) {
+    for (int merges = 0; merges < 2; merges++) {
+        enum { N = 4194305 };
+        builder b = {0};
+        lmi_error error = {0};
+        gguf *file;
+        tokenizer *t;
+        build_begin(&b, 3);
+        build_string(&b, "tokenizer.ggml.model", "gpt2");
+        build_array(&b, "tokenizer.ggml.tokens", GGUF_STRING, merges ? 2 : N);
+        for (int i = 0; i < (merges ? 2 : N); i++) {
+            put_u64(&b, 0);
+        }
+        build_array(&b, "tokenizer.ggml.merges", GGUF_STRING, merges ? N : 0);
+        for (int i = 0; i < (merges ? N : 0); i++) {
+            put_u64(&b, 0);
+        }
+        CHECK(gguf_open(b.bytes, b.size, &file, &error) == LMI_OK, "%s", error.message);
+        CHECK(tokenizer_open(file, &t, &error) == LMI_BAD_FORMAT && strstr(error.message, "has 4194305 ") != NULL, "%s",
+              error.message);
+        gguf_close(file);
+        build_free(&b);
+    }
+}
+
 /* Texts of 16 bytes that all have one hash: the second half undoes what the first did. */
 static void craft(uint64_t first, uint64_t text[2]) {
     uint64_t state = (16 * 0x9e3779b97f4a7c15u ^ first) * 0x9fb21c651e98df25u;
@@ -256,6 +282,7 @@ static void test_crafted_texts(void) {
 }
 
 int main(void) {
+    test_too_many();
     test_crafted_texts();
     for (size_t i = 0; i < sizeof FAULTS / sizeof FAULTS[0]; i++) {
         test_fault(&FAULTS[i]);

@@ -51,6 +51,15 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
+def rounded(x: np.ndarray, block: int | None) -> np.ndarray:
+    """x as block types see it: in every block, whole multiples of its largest magnitude / 127 (None: as it is)."""
+    if block is None:
+        return x
+    blocks = x.reshape(*x.shape[:-1], -1, block)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127.0
+    return (np.rint(blocks / np.where(scale > 0, scale, 1.0)) * scale).reshape(x.shape)
+
+
 def attention(q, k, v, model: TinyModel, window: int, sinks: int, placement: str) -> np.ndarray:
     """q [T][H][d], k and v [T][H_kv][d], none of them turned yet -> [T][H * d]."""
     n_tokens, n_heads, d = q.shape
@@ -78,9 +87,15 @@ def attention(q, k, v, model: TinyModel, window: int, sinks: int, placement: str
 
 
 def forward(
-    model: TinyModel, tokens, *, window: int | None = None, sinks: int = 0, placement: str = "ceiling"
+    model: TinyModel,
+    tokens,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    placement: str = "ceiling",
+    activation_block: int | None = None,
 ) -> np.ndarray:
-    """Logits float64 [T][n_vocab]; window None: ordinary attention."""
+    """Logits float64 [T][n_vocab]; window None: ordinary attention; activation_block: what enters a matrix is `rounded`."""
     w = {name: values.astype(np.float64) for name, values in model.weights.items()}
     tokens = np.asarray(tokens)
     n_tokens = len(tokens)
@@ -90,16 +105,17 @@ def forward(
     x = w["token_embd.weight"][tokens]
     for i in range(model.n_layers):
         block = f"blk.{i}."
-        h = rms_norm(x, w[block + "attn_norm.weight"], model.eps)
+        h = rounded(rms_norm(x, w[block + "attn_norm.weight"], model.eps), activation_block)
         q = (h @ w[block + "attn_q.weight"].T).reshape(n_tokens, model.n_heads, model.head_dim)
         k = (h @ w[block + "attn_k.weight"].T).reshape(n_tokens, model.n_kv_heads, model.head_dim)
         v = (h @ w[block + "attn_v.weight"].T).reshape(n_tokens, model.n_kv_heads, model.head_dim)
-        x = x + attention(q, k, v, model, window, sinks, placement) @ w[block + "attn_output.weight"].T
-        h = rms_norm(x, w[block + "ffn_norm.weight"], model.eps)
+        seen = attention(q, k, v, model, window, sinks, placement)
+        x = x + rounded(seen, activation_block) @ w[block + "attn_output.weight"].T
+        h = rounded(rms_norm(x, w[block + "ffn_norm.weight"], model.eps), activation_block)
         gate = h @ w[block + "ffn_gate.weight"].T
         up = h @ w[block + "ffn_up.weight"].T
-        x = x + (gate / (1.0 + np.exp(-gate)) * up) @ w[block + "ffn_down.weight"].T
-    x = rms_norm(x, w["output_norm.weight"], model.eps)
+        x = x + rounded(gate / (1.0 + np.exp(-gate)) * up, activation_block) @ w[block + "ffn_down.weight"].T
+    x = rounded(rms_norm(x, w["output_norm.weight"], model.eps), activation_block)
     return x @ w["token_embd.weight" if model.tied else "output.weight"].T
 
 

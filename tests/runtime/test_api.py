@@ -173,6 +173,7 @@ def test_too_large_is_refused_before_anything_is_taken(model):
     assert error.message.startswith("needs ") and "free" in error.message
     assert error.window and error.saving > 0
     assert model.plan(window=error.window).fits and f"{error.window} saves" in error.remedy
+    assert not model.plan(window=4 * error.window).fits  # the largest that would do, not the smallest
     assert isinstance(error, MemoryError)
 
 

@@ -176,6 +176,8 @@ BOMBS = {
     "set blocks": "{% set x0 %}aaaaaaaaaaaaaaaa{% endset %}"
     + "".join(f"{{% set x{i} %}}{{{{ x{i - 1} }}}}{{{{ x{i - 1} }}}}{{% endset %}}" for i in range(1, 45))
     + "{{ x44|length }}",
+    "a set block of much": "{% set a = 'a' * 1000000 %}{% set x %}{% for i in range(600) %}{{ a }}{% endfor %}{% endset %}"
+    "{{ x|length }}",
     "much output": "{% for i in range(100000) %}{% for j in range(100000) %}aaaaaaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
     "much time": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "much time in filters": "{% for i in range(100000) %}{% set x = ('a' * 100000)|title %}{% endfor %}",

@@ -14,11 +14,12 @@ def anonymous_bytes(tokens) -> int:
 
 
 def seconds(tokens, unit: bytes, n_bytes: int) -> float:
+    """Processor time, the best of three: other work on the machine does not count."""
     best = 1e9
-    for _ in range(2):
-        begin = time.perf_counter()
+    for _ in range(3):
+        begin = time.thread_time()
         tokens.count(unit, n_bytes // len(unit))
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.thread_time() - begin)
     return best
 
 
@@ -29,14 +30,14 @@ def test_linear_time(open_vocabulary, trained, family):
     tokens = open_vocabulary(trained)
     for name, unit in RUNS.items():
         short, long = (seconds(tokens, unit.encode(), n) for n in (100_000, 400_000))
-        assert long < 8 * short + 0.05, (name, short, long)
+        assert long < 6 * short + 0.02, (name, short, long)
 
 
 def test_linear_time_of_sentencepiece(open_file, data):
     tokens = open_file(data / "vocabs" / "ggml-vocab-llama-spm.gguf")
     for name, unit in RUNS.items():
         short, long = (seconds(tokens, unit.encode(), n) for n in (100_000, 400_000))
-        assert long < 8 * short + 0.05, (name, short, long)
+        assert long < 6 * short + 0.02, (name, short, long)
 
 
 def test_bytes_fed_one_by_one(open_vocabulary, trained):
@@ -46,11 +47,11 @@ def test_bytes_fed_one_by_one(open_vocabulary, trained):
     ffi, lib = tokens.native
     encoder = tokens._encoder(False)
     for unit in (b"a", b" ", b"\n", b"!"):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for _ in range(200_000):
             lib.lmi_encoder_feed(encoder, unit, 1, ffi.NULL)
         assert tokens.encode(b"") == tokens.encode(unit * 200_000)
-        assert time.perf_counter() - begin < 20
+        assert time.thread_time() - begin < 10
 
 
 def test_any_feed_gives_the_same(open_vocabulary, trained):
