@@ -55,8 +55,7 @@ def passkey(model, exercises, length, count, seed):
         segments, n = exercises.passkey(rng, length, depth=(i + 0.5) / count, plain=True)
         ids = [data.BOS] + exercises.encode(segments)[0]
         answer = exercises.encode([(f" {n}", 0)])[0]
-        with torch.autocast("cpu", torch.bfloat16):
-            best = model(torch.tensor([ids]))[0].argmax(-1).tolist()
+        best = model(torch.tensor([ids]))[0].argmax(-1).tolist()
         k = len(answer)
         after = exercises.sp.id_to_piece(best[-1])
         right.append(best[-k - 1:-1] == answer and not after.strip("▁")[:1].isdigit())
@@ -99,7 +98,9 @@ if __name__ == "__main__":
     p.add_argument("--checkpoint", type=Path)
     p.add_argument("--per-book", type=int, default=20, help="windows of each held-out book")
     p.add_argument("--prompts", type=int, default=100, help="passkey prompts of each length")
+    p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
+    torch.set_num_threads(a.threads)
     model, state = load(a.checkpoint or a.work / "last.pt")
     exercises = data.Exercises(a.work / "lmi-tiny.model", np.fromfile(a.work / "books.u16", np.uint16))
     if state:

@@ -1,7 +1,7 @@
 /* Many tokens, AVX2: what the loops of matmul_tiles.c call.
  *
  * In a tile a register holds four columns of eight rows as bytes; vpmaddubsw multiplies it with four activations of a token and
- * adds pairs to 16 bits. These are added over as many steps as provably fit (Q4_K: all 32 columns of a group), and one
+ * adds pairs to 16 bits. These are added over as many steps as provably fit (Q4_K: 16 columns), and one
  * vpmaddwd then applies the integer scale and widens to 32 bits. Whole numbers up to the end of a block or super-block. */
 #include "kernels/matmul_unpack_avx2.h"
 

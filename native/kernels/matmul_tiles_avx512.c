@@ -1,18 +1,18 @@
 /* Many tokens, AVX-512: what the loops of matmul_tiles.c call.
  *
- * In a tile a register holds four columns of sixteen rows as bytes; vpdpbusd multiplies it with four activations of a token. The
+ * In a tile two registers hold four columns of 32 rows as bytes; vpdpbusd multiplies them with four activations of a token. The
  * sums of a group of 16 or 32 columns are whole numbers without rounding; d * scale is exact in float32 (11 + 8 bits); the rest
  * is float32.
  *
- * Twelve tokens, because vpdpbusd takes five cycles and two may start in each: with eight sums in flight a Sapphire Rapids core
- * reaches 71 % of its peak and with twelve 100 %. */
+ * Two registers times six tokens, because vpdpbusd takes five cycles and two may start in each: with eight sums in flight a
+ * Sapphire Rapids core reaches 71 % of its peak, with twelve 100 %; and every activation that is loaded is used twice. */
 #include "kernels/matmul_unpack_avx512.h"
 
 #include "kernels/matmul_avx512.h"
 #include "kernels/matmul_parts.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = MATMUL_ROW_TILE, COLUMNS = 1024, TILES = 8, TOKENS = 12 };
+enum { ROWS = 32, COLUMNS = 1024, TILES = 4, TOKENS = 12, PASS = 6 };
 
 typedef struct tile {
     uint8_t u[COLUMNS / 4][ROWS][4];
@@ -46,48 +46,48 @@ INLINE __m128i gather_8(const uint8_t *const *rows, size_t offset) {
     return _mm_insert_epi16(v, load_u16(rows[7] + offset), 7);
 }
 
-INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int64_t c0, int columns, tile *out) {
+INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int64_t c0, int columns, int half, tile *out) {
     const int n_blocks = columns / 32;
     const size_t bytes = (size_t)type->bytes, first = (size_t)(c0 / 32) * bytes;
     for (int b = 0; b < n_blocks; b += 2) {
         size_t at0 = first + (size_t)b * bytes;
         size_t at1 = b + 1 < n_blocks ? at0 + bytes : at0; /* the last block, if odd, fills its neighbour too; nobody looks */
-        __m512i v[ROWS];
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            v[r] = type->columns(rows[r] + at0, rows[r] + at1);
+        __m512i v[16];
+        UNROLL for (int r = 0; r < 16; r++) {
+            v[r] = type->columns(rows[half + r] + at0, rows[half + r] + at1);
         }
         transpose_16x16(v);
         UNROLL for (int i = 0; i < 16; i++) {
-            _mm512_store_si512(out->u[8 * b + i], v[i]);
+            _mm512_store_si512(out->u[8 * b + i][half], v[i]);
         }
     }
     for (int b = 0; b < n_blocks; b++) {
         size_t at = first + (size_t)b * bytes;
-        _mm256_store_ps(out->scale[b], type->scale(gather_8(rows, at)));
-        _mm256_store_ps(out->scale[b] + 8, type->scale(gather_8(rows + 8, at)));
+        _mm256_store_ps(out->scale[b] + half, type->scale(gather_8(rows + half, at)));
+        _mm256_store_ps(out->scale[b] + half + 8, type->scale(gather_8(rows + half + 8, at)));
         if (type->has_min) {
-            _mm256_store_ps(out->minimum[b], half_scale(gather_8(rows, at + 2)));
-            _mm256_store_ps(out->minimum[b] + 8, half_scale(gather_8(rows + 8, at + 2)));
+            _mm256_store_ps(out->minimum[b] + half, half_scale(gather_8(rows + half, at + 2)));
+            _mm256_store_ps(out->minimum[b] + half + 8, half_scale(gather_8(rows + half + 8, at + 2)));
         }
     }
 }
 
-INLINE void unpack_tile_256(const type_256 *type, const uint8_t *const *rows, int64_t c0, int columns, tile *out) {
+INLINE void unpack_tile_256(const type_256 *type, const uint8_t *const *rows, int64_t c0, int columns, int half, tile *out) {
     const int groups = 256 / type->group;
     for (int s = 0; s < columns / 256; s++) {
         const size_t at = (size_t)((c0 / 256 + s) * type->bytes);
-        __m512i v[ROWS], m[ROWS];
+        __m512i v[16], m[16];
         for (int j = 0; j < 4; j++) {
-            UNROLL for (int r = 0; r < ROWS; r++) {
-                v[r] = type->columns(rows[r] + at, j);
+            UNROLL for (int r = 0; r < 16; r++) {
+                v[r] = type->columns(rows[half + r] + at, j);
             }
             transpose_16x16(v);
             UNROLL for (int i = 0; i < 16; i++) {
-                _mm512_store_si512(out->u[64 * s + 16 * j + i], v[i]);
+                _mm512_store_si512(out->u[64 * s + 16 * j + i][half], v[i]);
             }
         }
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            header_256 h = type->header(rows[r] + at);
+        UNROLL for (int r = 0; r < 16; r++) {
+            header_256 h = type->header(rows[half + r] + at);
             __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(h.scale)), _mm512_set1_ps(h.d));
             v[r] = _mm512_castps_si512(scale);
             if (type->has_min && type->group == 32) { /* one of each two that are equal */
@@ -95,19 +95,19 @@ INLINE void unpack_tile_256(const type_256 *type, const uint8_t *const *rows, in
             } else if (type->has_min) {
                 m[r] = _mm512_castsi256_si512(h.minimum);
             }
-            out->dmin[s][r] = h.dmin;
+            out->dmin[s][half + r] = h.dmin;
         }
         transpose_16x16(v);
         UNROLL for (int g = 0; g < 16; g++) {
             if (type->group == 16 || g % 2 == 0) {
-                _mm512_store_ps(out->scale[groups * s + g * groups / 16], _mm512_castsi512_ps(v[g]));
+                _mm512_store_ps(out->scale[groups * s + g * groups / 16] + half, _mm512_castsi512_ps(v[g]));
             }
         }
         if (type->has_min) {
             transpose_16x16(m);
             UNROLL for (int i = 0; i < 8; i++) {
                 if (i < groups / 2) {
-                    _mm512_store_si512(out->minima[groups / 2 * s + i], m[i]);
+                    _mm512_store_si512(out->minima[groups / 2 * s + i][half], m[i]);
                 }
             }
         }
@@ -174,120 +174,132 @@ static void fill_panel_256(const type_256 *type, const void *const *x, int64_t k
     }
 }
 
-/* ---- sixteen rows times n tokens ------------------------------------------------------------------------------------ */
+/* ---- 16 or 32 rows (1 or 2 registers) times n tokens ------------------------------------------------------------------ */
 
 INLINE __m512i all_lanes(const void *four_bytes) { return _mm512_set1_epi32((int32_t)load_u32(four_bytes)); }
 
-/* dot[t] = the whole-number sums of a group of columns, a multiple of 4 */
-INLINE void dot_group(const tile *w, const panel *p, int group, int columns, bool offset, int n, __m512i *dot) {
+/* dot[t][r] = the whole-number sums of a group of columns, a multiple of 4 */
+INLINE void dot_group(const tile *w, const panel *p, int group, int columns, bool offset, int registers, int t0, int n,
+                      __m512i (*dot)[2]) {
     UNROLL for (int t = 0; t < n; t++) {
-        dot[t] = offset ? _mm512_set1_epi32(p->start[t][group]) : _mm512_setzero_si512();
+        dot[t][0] = dot[t][1] = offset ? _mm512_set1_epi32(p->start[t0 + t][group]) : _mm512_setzero_si512();
     }
     const uint8_t(*fours)[ROWS][4] = w->u + group * (columns / 4);
-    const int8_t *x = p->x[0] + group * columns;
+    const int8_t *x = p->x[t0] + group * columns;
     UNROLL for (int i = 0; i < columns / 4; i++) {
-        __m512i u = _mm512_load_si512(fours[i]);
+        __m512i low = _mm512_load_si512(fours[i]), high = registers > 1 ? _mm512_load_si512(fours[i][16]) : low;
         UNROLL for (int t = 0; t < n; t++) {
-            dot[t] = _mm512_dpbusd_epi32(dot[t], u, all_lanes(x + t * (int)sizeof p->x[0] + 4 * i));
+            __m512i a = all_lanes(x + t * (int)sizeof p->x[0] + 4 * i);
+            dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], low, a);
+            if (registers > 1) {
+                dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], high, a);
+            }
         }
     }
 }
 
-INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
-    __m512 sum[TOKENS];
+INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n, const fetch_list *soon,
+                        float (*y)[ROWS]) {
+    __m512 sum[TOKENS][2];
     UNROLL for (int t = 0; t < n; t++) {
-        sum[t] = _mm512_setzero_ps();
+        sum[t][0] = sum[t][1] = _mm512_setzero_ps();
     }
     for (int b = 0; b < columns / 32; b++) {
-        __m512i dot[TOKENS];
-        fetch_some(soon, b);
-        dot_group(w, p, b, 32, !has_min, n, dot);
-        __m512 scale = _mm512_load_ps(w->scale[b]);
-        UNROLL for (int t = 0; t < n; t++) {
-            __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t]), scale);
-            sum[t] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(p->d[t][b]), sum[t]);
-            if (has_min) {
-                sum[t] = _mm512_fmadd_ps(_mm512_load_ps(w->minimum[b]), _mm512_set1_ps(p->d_sum[t][b]), sum[t]);
+        __m512i dot[TOKENS][2];
+        if (t0 == 0) {
+            fetch_some(soon, b);
+        }
+        dot_group(w, p, b, 32, !has_min, registers, t0, n, dot);
+        UNROLL for (int r = 0; r < registers; r++) {
+            __m512 scale = _mm512_load_ps(w->scale[b] + 16 * r);
+            UNROLL for (int t = 0; t < n; t++) {
+                __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][r]), scale);
+                sum[t][r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(p->d[t0 + t][b]), sum[t][r]);
+                if (has_min) {
+                    __m512 minimum = _mm512_load_ps(w->minimum[b] + 16 * r);
+                    sum[t][r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(p->d_sum[t0 + t][b]), sum[t][r]);
+                }
             }
         }
     }
     UNROLL for (int t = 0; t < n; t++) {
-        _mm512_store_ps(y[t], sum[t]);
+        UNROLL for (int r = 0; r < registers; r++) {
+            _mm512_store_ps(y[t0 + t] + 16 * r, sum[t][r]);
+        }
     }
 }
 
-INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon, float (*y)[ROWS]) {
+INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n,
+                         const fetch_list *soon, float (*y)[ROWS]) {
     const int groups = 256 / group;
-    UNROLL for (int t = 0; t < n; t++) {
-        _mm512_store_ps(y[t], _mm512_setzero_ps());
-    }
     for (int s = 0; s < columns / 256; s++) {
-        __m512 sum[TOKENS];
+        __m512 sum[TOKENS][2];
         UNROLL for (int t = 0; t < n; t++) {
-            sum[t] = _mm512_setzero_ps();
+            sum[t][0] = sum[t][1] = _mm512_setzero_ps();
         }
         for (int g = groups * s; g < groups * (s + 1); g++) {
-            __m512i dot[TOKENS];
-            if (group == TILE_STEP || g % 2 == 0) {
+            __m512i dot[TOKENS][2];
+            if (t0 == 0 && (group == TILE_STEP || g % 2 == 0)) {
                 fetch_some(soon, g * group / TILE_STEP);
             }
-            dot_group(w, p, g, group, !has_min, n, dot);
-            __m512 scale = _mm512_load_ps(w->scale[g]);
-            UNROLL for (int t = 0; t < n; t++) {
-                sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), scale, sum[t]);
+            dot_group(w, p, g, group, !has_min, registers, t0, n, dot);
+            UNROLL for (int r = 0; r < registers; r++) {
+                __m512 scale = _mm512_load_ps(w->scale[g] + 16 * r);
+                UNROLL for (int t = 0; t < n; t++) {
+                    sum[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][r]), scale, sum[t][r]);
+                }
             }
         }
         UNROLL for (int t = 0; t < n; t++) {
-            if (has_min) {
-                __m512i minima = _mm512_setzero_si512();
-                UNROLL for (int j = 0; j < groups / 2; j++) {
-                    const int i = groups / 2 * s + j;
-                    minima = _mm512_dpwssd_epi32(minima, _mm512_load_si512(w->minima[i]), all_lanes(p->sums[t] + 2 * i));
+            UNROLL for (int r = 0; r < registers; r++) {
+                float *total = y[t0 + t] + 16 * r;
+                if (has_min) {
+                    __m512i minima = _mm512_setzero_si512();
+                    UNROLL for (int i = 0; i < groups / 2; i++) {
+                        const int pair = groups / 2 * s + i;
+                        minima = _mm512_dpwssd_epi32(minima, _mm512_load_si512(w->minima[pair][16 * r]), all_lanes(p->sums[t0 + t] + 2 * pair));
+                    }
+                    sum[t][r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima), _mm512_load_ps(w->dmin[s] + 16 * r), sum[t][r]);
                 }
-                sum[t] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima), _mm512_load_ps(w->dmin[s]), sum[t]);
+                __m512 before = s == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total);
+                _mm512_store_ps(total, _mm512_fmadd_ps(sum[t][r], _mm512_set1_ps(p->d[t0 + t][s]), before));
             }
-            _mm512_store_ps(y[t], _mm512_fmadd_ps(sum[t], _mm512_set1_ps(p->d[t][s]), _mm512_load_ps(y[t])));
         }
-    }
-}
-
-/* super: 256 for types of super-blocks, 0 for blocks of 32. */
-INLINE void multiply(int super, int group, bool has_min, const tile *w, const panel *p, int columns, int n, const fetch_list *soon,
-                     float (*y)[ROWS]) {
-    if (super == 0) {
-        multiply_32(has_min, w, p, columns, n, soon, y);
-    } else {
-        multiply_256(group, has_min, w, p, columns, n, soon, y);
     }
 }
 
 /* Types differ here only by the columns that share a scale, and by having minima or an offset. */
 
-#define FOR_TOKENS(NAME, ...)                                                                                                \
+#define FOR_TOKENS(NAME, CALL, ...)                                                                                          \
     static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {    \
         float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;                                                                      \
-        (void)n_rows;                                                                                                        \
-        if (n > 8) {                                                                                                         \
-            multiply(__VA_ARGS__, w, p, columns, 12, soon, y);                                                               \
-        } else if (n > 4) {                                                                                                  \
-            multiply(__VA_ARGS__, w, p, columns, 8, soon, y);                                                                \
-        } else {                                                                                                             \
-            multiply(__VA_ARGS__, w, p, columns, 4, soon, y);                                                                \
+        if (n_rows <= 16) {                                                                                                  \
+            CALL(__VA_ARGS__, w, p, columns, 1, 0, TOKENS, soon, y);                                                         \
+            return;                                                                                                          \
+        }                                                                                                                    \
+        int t = 0;                                                                                                           \
+        for (; t + 2 < n; t += PASS) {                                                                                       \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, PASS, soon, y);                                                           \
+        }                                                                                                                    \
+        for (; t < n; t += 2) {                                                                                              \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, 2, soon, y);                                                              \
         }                                                                                                                    \
     }
 
-FOR_TOKENS(multiply_blocks, 0, 32, false)
-FOR_TOKENS(multiply_blocks_min, 0, 32, true)
-FOR_TOKENS(multiply_groups_16, 256, 16, false)
-FOR_TOKENS(multiply_groups_16_min, 256, 16, true)
-FOR_TOKENS(multiply_groups_32, 256, 32, false)
-FOR_TOKENS(multiply_groups_32_min, 256, 32, true)
+FOR_TOKENS(multiply_blocks, multiply_32, false)
+FOR_TOKENS(multiply_blocks_min, multiply_32, true)
+FOR_TOKENS(multiply_groups_16, multiply_256, 16, false)
+FOR_TOKENS(multiply_groups_16_min, multiply_256, 16, true)
+FOR_TOKENS(multiply_groups_32, multiply_256, 32, false)
+FOR_TOKENS(multiply_groups_32_min, multiply_256, 32, true)
 
 /* ---- every type ------------------------------------------------------------------------------------------------------ */
 
 #define TILED(KIND, NAME, MULTIPLY)                                                                                      \
     static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                          \
-        unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                        \
+        for (int half = 0; half < ROWS; half += 16) {                                                                    \
+            unpack_tile_##KIND(&type_##NAME, rows, c0, columns, half, out);                                              \
+        }                                                                                                                \
     }                                                                                                                    \
     static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {               \
         fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                      \

@@ -53,8 +53,11 @@ INLINE __m128i gather_u16(const uint8_t *first, size_t step, int n) {
 }
 
 /* The largest |u|, or |q| of signed types, says how many products of pairs fit in 16 bits: all sums stay within
- * 2 * top * 127 * steps <= 32767. */
-INLINE int steps_in_16_bits(int top) { return 32767 / (2 * 127 * top); }
+ * 2 * top * 127 * steps <= 32767. Four is as good as any more. */
+INLINE int steps_in_16_bits(int top) {
+    int steps = 32767 / (2 * 127 * top);
+    return steps < 4 ? steps : 4;
+}
 
 /* ---- blocks of 32 -------------------------------------------------------------------------------------------------- */
 
