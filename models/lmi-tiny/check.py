@@ -85,7 +85,8 @@ if __name__ == "__main__":
     f = File(a.gguf)
     for key, value in f.keys.items():
         print(key, "=", f"[{len(value)} items]" if isinstance(value, list) else repr(value))
-    print(len(f.weights), "tensors:", sorted(set(f.types.values())), {n: w.shape for n, w in f.weights.items() if "blk" not in n or "blk.0." in n})
+    shapes = {n: w.shape for n, w in f.weights.items() if "blk" not in n or "blk.0." in n}
+    print(len(f.weights), "tensors:", sorted(set(f.types.values())), shapes)
     ids = f.encode(TEXT)
     logits = f.logits(ids)
     z = logits - logits.max(-1, keepdims=True)
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     print(f"{len(ids)} ids, mean loss {nll.mean():.4f}; of the last number: {nll[-6:-1].mean():.4f}")
     if a.checkpoint:
         import torch
+
         from evaluate import load
         model, _ = load(a.checkpoint)
         with torch.no_grad():

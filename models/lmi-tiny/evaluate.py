@@ -79,6 +79,7 @@ def load(path):
     """A checkpoint, or a GGUF file (what its rounded weights do in the same torch model)."""
     if str(path).endswith(".gguf"):
         import gguf
+
         from export import names
         ours = {theirs: mine for mine, theirs in names(Config.layers).items()}
         model, state = Model(Config()), None

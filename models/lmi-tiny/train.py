@@ -96,7 +96,7 @@ def work(rank, a):
     if a.finish:
         now = rate(state["tokens"], state["step"], state["total"], state["decay"], state["peak"])
         state.update(total=state["tokens"] + a.finish, decay=a.finish, peak=now)
-    log = open(a.work / "log.jsonl" if rank == 0 else os.devnull, "a", buffering=1)
+    log = open(a.work / "log.jsonl" if rank == 0 else os.devnull, "a", buffering=1)  # noqa: SIM115 (as long as the run)
     log.write(json.dumps({"begin": state}) + "\n")
     stop = []
     for s in (signal.SIGTERM, signal.SIGINT):

@@ -95,7 +95,8 @@ static void take_work(taker *t, backend_context *c) {
     c->turn_sink_key = take(t, chunk * turns, sizeof(float));
     for (int64_t i = 0; i < spec->n_layers; i++) {
         const layer_context *layer = &c->shape.layers[i];
-        const int64_t n = (layer->sinks + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT + (layer->capacity + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT;
+        const int64_t n =
+            (layer->sinks + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT + (layer->capacity + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT;
         c->n_segments = n > c->n_segments ? n : c->n_segments;
     }
     const uint64_t n_parts = n_kv_heads * (uint64_t)c->n_segments;

@@ -19,10 +19,10 @@ typedef struct cpu_worker {
     float *row;                 /* [widest input]: after the norm */
     uint8_t *packed[ACT_KINDS]; /* one packed row */
     void *matmul_scratch;
-    float *q, *q_sink;          /* [ATTEND_BLOCK * group][head_dim] */
-    float *m, *z;               /* [ATTEND_BLOCK * group] */
-    float *o;                   /* [ATTEND_BLOCK * group][head_dim] */
-    float *key;                 /* [head_dim] */
+    float *q, *q_sink; /* [ATTEND_BLOCK * group][head_dim] */
+    float *m, *z;      /* [ATTEND_BLOCK * group] */
+    float *o;          /* [ATTEND_BLOCK * group][head_dim] */
+    float *key;        /* [head_dim] */
     void *attend_scratch;
     uint64_t epoch;
 } cpu_worker;
@@ -48,18 +48,18 @@ struct backend_context {
     float *delta;                 /* [chunk][n_embd] */
     uint8_t *packed[ACT_KINDS];   /* [chunk] packed rows; NULL if the model never wants the kind */
     size_t packed_stride[ACT_KINDS];
-    float *turn;                  /* [chunk][n_rot/2][2]: cos, sin at each token's position */
-    float *turn_sink;             /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
-    float *turn_sink_key;         /* the same for keys that become sinks */
-    int64_t n_segments;           /* of the largest layer: sinks, then ring */
-    cpu_partial *partials;        /* [n_kv_heads][n_segments] */
-    atomic_int *arrived;          /* [n_kv_heads] segments done */
+    float *turn;           /* [chunk][n_rot/2][2]: cos, sin at each token's position */
+    float *turn_sink;      /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
+    float *turn_sink_key;  /* the same for keys that become sinks */
+    int64_t n_segments;    /* of the largest layer: sinks, then ring */
+    cpu_partial *partials; /* [n_kv_heads][n_segments] */
+    atomic_int *arrived;   /* [n_kv_heads] segments done */
 
     /* the step in progress, for the jobs */
     const backend_chunk *chunk;
     const step *step;
-    int64_t first_row, n_rows;    /* rows of the input that the step works on */
-    int64_t cut;                  /* weight rows of a piece */
+    int64_t first_row, n_rows; /* rows of the input that the step works on */
+    int64_t cut;               /* weight rows of a piece */
     uint64_t epoch;
 };
 

@@ -51,7 +51,8 @@ static void store_key_value(backend_context *c, int64_t token, int64_t kv_head, 
     k->kv_store[c->shape.kv_type](&layer->rings[kv_head], ring_slot(index, shape->capacity), worker->key, value);
     if (index < shape->sinks) {
         memcpy(worker->key, raw, (size_t)spec->head_dim * sizeof *raw);
-        rotate(c, worker->key, 1, c->turn_sink_key + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0));
+        rotate(c, worker->key, 1,
+               c->turn_sink_key + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0));
         k->kv_store[c->shape.kv_type](&layer->sinks[kv_head], index, worker->key, value);
     }
 }

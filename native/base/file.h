@@ -26,10 +26,10 @@ void file_prefetch(const file_view *view, uint64_t offset, uint64_t size);
 /* Writing: data goes to NAME.partial-<pid>-<random> in the same folder; commit makes it durable and renames it. */
 typedef struct file_writer {
     int fd;
-    uint32_t mode; /* permissions of the finished file: those of the one it replaces, else what the umask leaves */
+    uint32_t mode;   /* permissions of the finished file: those of the one it replaces, else what the umask leaves */
     uint64_t needed; /* as told to file_create, for messages */
     uint64_t written;
-    char path[4096]; /* links resolved */
+    char path[4096];         /* links resolved */
     char partial[4096 + 64]; /* empty: there is none */
 } file_writer;
 /* `size_needed` bytes must be free (0: not known). Only regular files are replaced. A failed write removes the partial file. */

@@ -12,7 +12,9 @@ typedef struct text_view {
 } text_view;
 
 static inline text_view text_of(const char *literal) { return (text_view){literal, strlen(literal)}; }
-static inline bool text_equal(text_view a, text_view b) { return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.size) == 0); }
+static inline bool text_equal(text_view a, text_view b) {
+    return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.size) == 0);
+}
 static inline bool text_is(text_view a, const char *literal) { return text_equal(a, text_of(literal)); }
 
 #endif

@@ -24,7 +24,9 @@ size_t lmi_build_info(char *text, size_t size) {
     size_t used = n > 0 ? (size_t)n : 0;
     for (int isa = LMI_ISA_REF; isa <= LMI_ISA_NEON; isa++) {
         n = snprintf(used < size ? text + used : NULL, used < size ? size - used : 0, "%s=%s\n", cpu_isa_name((lmi_isa)isa),
-                     lmi_isa_available((lmi_isa)isa) ? "yes" : cpu_has((lmi_isa)isa) ? "not built" : "no");
+                     lmi_isa_available((lmi_isa)isa) ? "yes"
+                     : cpu_has((lmi_isa)isa)         ? "not built"
+                                                     : "no");
         used += n > 0 ? (size_t)n : 0;
     }
     return used;
@@ -38,9 +40,10 @@ void lmi_model_get_info(const lmi_model *model, lmi_model_info *info) { *info = 
 
 static const char *type_text(const gguf_key *key) {
     static const char *const arrays[] = {
-        [GGUF_U8] = "array of u8",   [GGUF_I8] = "array of i8",     [GGUF_U16] = "array of u16",       [GGUF_I16] = "array of i16",
-        [GGUF_U32] = "array of u32", [GGUF_I32] = "array of i32",   [GGUF_F32] = "array of f32",       [GGUF_BOOL] = "array of bool",
-        [GGUF_U64] = "array of u64", [GGUF_I64] = "array of i64",   [GGUF_STRING] = "array of string", [GGUF_ARRAY] = "array of array",
+        [GGUF_U8] = "array of u8",   [GGUF_I8] = "array of i8",         [GGUF_U16] = "array of u16",
+        [GGUF_I16] = "array of i16", [GGUF_U32] = "array of u32",       [GGUF_I32] = "array of i32",
+        [GGUF_F32] = "array of f32", [GGUF_BOOL] = "array of bool",     [GGUF_U64] = "array of u64",
+        [GGUF_I64] = "array of i64", [GGUF_STRING] = "array of string", [GGUF_ARRAY] = "array of array",
         [GGUF_F64] = "array of f64",
     };
     return key->type == GGUF_ARRAY ? arrays[key->element] : gguf_type_name(key->type);
@@ -48,7 +51,8 @@ static const char *type_text(const gguf_key *key) {
 
 lmi_status lmi_model_get_metadata(const lmi_model *model, int64_t index, lmi_metadata *item, lmi_error *error) {
     if (index < 0 || index >= model->file->n_keys) {
-        return fail(error, LMI_INVALID_ARGUMENT, "there is no metadata key %" PRId64 " of %" PRId64, index, model->file->n_keys);
+        return fail(error, LMI_INVALID_ARGUMENT, "there is no metadata key %" PRId64 " of %" PRId64, index,
+                    model->file->n_keys);
     }
     const gguf_key *key = &model->file->keys[index];
     *item = (lmi_metadata){
@@ -88,15 +92,16 @@ static void copy_text(const char *from, size_t n, char *text, size_t size, size_
     }
 }
 
-lmi_status lmi_model_metadata_text(const lmi_model *model, const char *key, int64_t element, char *text, size_t size, size_t *needed,
-                                   lmi_error *error) {
+lmi_status lmi_model_metadata_text(const lmi_model *model, const char *key, int64_t element, char *text, size_t size,
+                                   size_t *needed, lmi_error *error) {
     const gguf *file = model->file;
     const gguf_key *found = key == NULL ? NULL : gguf_find_key(file, key);
     if (found == NULL) {
         return fail(error, LMI_INVALID_ARGUMENT, "the file has no key %.200s", key == NULL ? "(null)" : key);
     }
     if (element < 0 || (uint64_t)element >= found->count) {
-        return fail(error, LMI_INVALID_ARGUMENT, "%.200s has %" PRIu64 " elements, not one at %" PRId64, key, found->count, element);
+        return fail(error, LMI_INVALID_ARGUMENT, "%.200s has %" PRIu64 " elements, not one at %" PRId64, key, found->count,
+                    element);
     }
     char number[64];
     switch (found->element) {
@@ -200,10 +205,12 @@ lmi_status lmi_dequantize(const char *type, const void *blocks, size_t size, flo
     }
     const uint64_t needed = lmi_tensor_bytes(type, n);
     if (n <= 0 || needed == 0) {
-        return fail(error, LMI_INVALID_ARGUMENT, "%" PRId64 " values are not whole blocks of %u (%s)", n, info->block_values, info->name);
+        return fail(error, LMI_INVALID_ARGUMENT, "%" PRId64 " values are not whole blocks of %u (%s)", n, info->block_values,
+                    info->name);
     }
     if (size != needed) {
-        return fail(error, LMI_INVALID_ARGUMENT, "%" PRId64 " values of %s take %" PRIu64 " bytes, not %zu", n, info->name, needed, size);
+        return fail(error, LMI_INVALID_ARGUMENT, "%" PRId64 " values of %s take %" PRIu64 " bytes, not %zu", n, info->name,
+                    needed, size);
     }
     info->to_f32(blocks, values, n);
     return LMI_OK;

@@ -3,17 +3,12 @@
 #include "engine/session.h"
 #include "lambda/window.h"
 
-enum {
-    DEFAULT_SINKS = 16,
-    DEFAULT_WINDOW = 4096,
-    DEFAULT_CHUNK = 512,
-    DEFAULT_ROLLBACK = 64,
-    MAX_CHUNK = 65536
-};
+enum { DEFAULT_SINKS = 16, DEFAULT_WINDOW = 4096, DEFAULT_CHUNK = 512, DEFAULT_ROLLBACK = 64, MAX_CHUNK = 65536 };
 #define MAX_TOKENS ((int64_t)1 << 40)
 
 void lmi_session_options_default(lmi_session_options *options) {
-    *options = (lmi_session_options){.size = sizeof *options, .sinks = -1, .kv_type = LMI_KV_F16, .placement = LMI_PLACEMENT_CEILING};
+    *options =
+        (lmi_session_options){.size = sizeof *options, .sinks = -1, .kv_type = LMI_KV_F16, .placement = LMI_PLACEMENT_CEILING};
 }
 
 static lmi_status out_of_range(lmi_error *error, const char *name, int64_t value, int64_t min, int64_t max) {
@@ -23,8 +18,9 @@ static lmi_status out_of_range(lmi_error *error, const char *name, int64_t value
 
 static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_error *error) {
     if (o->size != sizeof *o) {
-        return fail(error, LMI_INVALID_ARGUMENT, "lmi_session_options has %zu bytes here and %zu at the caller: use its default function",
-                    sizeof *o, o->size);
+        return fail(error, LMI_INVALID_ARGUMENT,
+                    "lmi_session_options has %zu bytes here and %zu at the caller: use its default function", sizeof *o,
+                    o->size);
     }
     if (o->sinks == -1) {
         /* A quarter of the trained context at most: the rest is for the window. */

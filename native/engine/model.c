@@ -12,11 +12,13 @@ void lmi_model_options_default(lmi_model_options *options) {
 
 static lmi_status check_options(const lmi_model_options *options, lmi_error *error) {
     if (options->size != sizeof *options) {
-        return fail(error, LMI_INVALID_ARGUMENT, "lmi_model_options has %zu bytes here and %zu at the caller: use its default function",
-                    sizeof *options, options->size);
+        return fail(error, LMI_INVALID_ARGUMENT,
+                    "lmi_model_options has %zu bytes here and %zu at the caller: use its default function", sizeof *options,
+                    options->size);
     }
     if (options->n_threads < 0 || options->n_threads > POOL_MAX_WORKERS) {
-        return fail(error, LMI_INVALID_ARGUMENT, "threads must be between 1 and %d, not %d", POOL_MAX_WORKERS, options->n_threads);
+        return fail(error, LMI_INVALID_ARGUMENT, "threads must be between 1 and %d, not %d", POOL_MAX_WORKERS,
+                    options->n_threads);
     }
     return LMI_OK;
 }

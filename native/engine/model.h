@@ -10,8 +10,8 @@
 struct lmi_model {
     file_view view;
     gguf *file;
-    tokenizer *tokens;    /* NULL if the file has no vocabulary */
-    bool has_weights;     /* false: opened for its vocabulary only */
+    tokenizer *tokens; /* NULL if the file has no vocabulary */
+    bool has_weights;  /* false: opened for its vocabulary only */
     arena memory;
     model_spec spec;
     model_weights weights;
@@ -21,7 +21,7 @@ struct lmi_model {
     const backend *device;
     backend_model shared;
     lmi_model_info info;
-    char *architecture;   /* NUL-terminated, for info */
+    char *architecture; /* NUL-terminated, for info */
 };
 
 /* SHA-256 of the metadata and tensor table, the file's size and 64 samples of the data: a saved state's model. */

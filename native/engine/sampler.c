@@ -55,9 +55,9 @@ struct sampler {
     saved saved;
     int64_t n_vocab;
     candidate *candidates; /* [n_vocab] */
-    float *adjusted; /* [n_vocab]: logits after penalties */
-    float *block_max; /* [n_vocab / BLOCK, rounded up] */
-    uint16_t *counts; /* [n_vocab]: 0 between draws */
+    float *adjusted;       /* [n_vocab]: logits after penalties */
+    float *block_max;      /* [n_vocab / BLOCK, rounded up] */
+    uint16_t *counts;      /* [n_vocab]: 0 between draws */
 };
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
@@ -499,7 +499,7 @@ static int32_t choose(sampler *s, const float *z, float largest) {
     }
     set_weights(c, n, (double)o->temperature);
     n = keep_heavy(c, n, DBL_TRUE_MIN); /* weights that vanish cannot be drawn, not even by rounding */
-    n = n > 0 ? n : 1; /* only with options that sampler_check_state would have refused */
+    n = n > 0 ? n : 1;                  /* only with options that sampler_check_state would have refused */
     return id_of(c[find_front(c, n, MASS_ABOVE, next_uniform(&s->saved) * total_weight(c, n)) - 1]);
 }
 

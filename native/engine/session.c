@@ -1,8 +1,8 @@
 /* Sessions: opening, reading in chunks, rewinding, cancelling, sampling. */
 #include "engine/session.h"
 
-#include <stdlib.h>
 #include <math.h>
+#include <stdlib.h>
 
 #include "lambda/window.h"
 
@@ -77,7 +77,9 @@ void lmi_session_close(lmi_session *session) {
     }
 }
 
-void lmi_session_get_plan(const lmi_session *session, lmi_plan *plan) { session_plan_report(session->model, &session->plan, plan); }
+void lmi_session_get_plan(const lmi_session *session, lmi_plan *plan) {
+    session_plan_report(session->model, &session->plan, plan);
+}
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
@@ -187,8 +189,8 @@ lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const i
     }
     if (first_row < 0 || n == 0 || n > (size_t)session->n_rows || first_row > session->n_rows - (int64_t)n || tokens == NULL ||
         nll == NULL) {
-        status = fail(error, LMI_INVALID_ARGUMENT, "rows %lld and on, %zu of them: the last read left %lld", (long long)first_row, n,
-                      (long long)session->n_rows);
+        status = fail(error, LMI_INVALID_ARGUMENT, "rows %lld and on, %zu of them: the last read left %lld",
+                      (long long)first_row, n, (long long)session->n_rows);
     } else {
         nll_job job = {lmi_session_logits(session, first_row), session->model->spec.n_vocab, tokens, nll};
         pool_lock(session->model->workers);
@@ -264,7 +266,8 @@ void lmi_session_clear_cancel(lmi_session *session) { atomic_store(&session->can
 void lmi_session_get_view(const lmi_session *session, lmi_view *view) {
     const int64_t n = session->n_read, window = session->plan.options.window;
     const bool native = session->model->spec.native_window > 0;
-    const int64_t own_window = native && session->model->spec.native_window < window ? session->model->spec.native_window : window;
+    const int64_t own_window =
+        native && session->model->spec.native_window < window ? session->model->spec.native_window : window;
     const int64_t begin = n > own_window ? n - own_window : 0;
     const int64_t kept = native ? 0 : session->plan.options.sinks;
     const int64_t sinks = kept < begin ? kept : begin;
@@ -298,7 +301,8 @@ lmi_status lmi_session_set_sampling(lmi_session *session, const lmi_sampling *sa
     if (status != LMI_OK) {
         return status;
     }
-    status = sampling == NULL ? fail(error, LMI_INVALID_ARGUMENT, "no sampling was given") : sampler_set(session->draws, sampling, error);
+    status = sampling == NULL ? fail(error, LMI_INVALID_ARGUMENT, "no sampling was given")
+                              : sampler_set(session->draws, sampling, error);
     session_leave(session);
     return status;
 }
@@ -312,7 +316,8 @@ lmi_status lmi_session_sample(lmi_session *session, int32_t *token, float *logpr
     if (logits == NULL || token == NULL) {
         status = fail(error, LMI_INVALID_ARGUMENT, "there are no logits to sample from: read a token first");
     } else {
-        status = sampler_draw(session->draws, logits, session->history, session->n_read, session_n_known(session), token, logprob, error);
+        status = sampler_draw(session->draws, logits, session->history, session->n_read, session_n_known(session), token,
+                              logprob, error);
     }
     session_leave(session);
     return status;

@@ -12,7 +12,7 @@ typedef struct session_plan {
     lmi_session_options options; /* every value resolved */
     layer_context *layers;       /* [n_layers] in the given arena */
     context_shape shape;
-    int64_t capacity;            /* of the widest ring */
+    int64_t capacity; /* of the widest ring */
     int64_t logits_rows;
     backend_bytes bytes;
 } session_plan;
@@ -32,12 +32,12 @@ struct lmi_session {
     atomic_int in_use; /* a second thread is refused, not made to wait */
     atomic_int cancel;
 
-    int64_t start;     /* position of the first token; the rest counts tokens from there */
-    int64_t n_read;    /* tokens read: the next one has index n_read */
-    int64_t furthest;  /* most tokens ever read: later ring slots were overwritten up to here */
-    int32_t *history;  /* [SAMPLER_HISTORY] token of index i at i % SAMPLER_HISTORY */
-    float *logits;     /* [logits_rows][n_vocab] */
-    int64_t n_rows;    /* rows of logits that are valid */
+    int64_t start;    /* position of the first token; the rest counts tokens from there */
+    int64_t n_read;   /* tokens read: the next one has index n_read */
+    int64_t furthest; /* most tokens ever read: later ring slots were overwritten up to here */
+    int32_t *history; /* [SAMPLER_HISTORY] token of index i at i % SAMPLER_HISTORY */
+    float *logits;    /* [logits_rows][n_vocab] */
+    int64_t n_rows;   /* rows of logits that are valid */
     sampler *draws;
 };
 

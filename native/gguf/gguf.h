@@ -34,8 +34,8 @@ typedef struct gguf_key {
     text_view name;
     gguf_type type;
     gguf_type element; /* of an array; else the type itself */
-    uint64_t count; /* of an array; else 1 */
-    uint64_t offset; /* byte of the first element in the file */
+    uint64_t count;    /* of an array; else 1 */
+    uint64_t offset;   /* byte of the first element in the file */
 } gguf_key;
 
 typedef struct gguf_tensor {

@@ -9,8 +9,8 @@
 typedef struct scan {
     const uint8_t *bytes;
     uint64_t size; /* of the file */
-    uint64_t end; /* of the part that metadata may use: the smaller of size and the limit */
-    uint64_t at; /* always <= end */
+    uint64_t end;  /* of the part that metadata may use: the smaller of size and the limit */
+    uint64_t at;   /* always <= end */
     lmi_error *error;
     /* What is being read, for messages: "key" or "tensor", counted from 1, and its name once that is known. */
     const char *noun;

@@ -41,19 +41,19 @@ typedef enum lmi_status {
     LMI_BAD_FORMAT = -3,       /* the file is not what it claims to be, damaged or incomplete */
     LMI_UNSUPPORTED = -4,      /* a sound file that this version cannot run */
     LMI_OUT_OF_MEMORY = -5,
-    LMI_DEVICE = -6,     /* the requested device is missing or failed */
-    LMI_STATE = -7,      /* a saved state does not fit this model or these options, or a rewind is too deep */
-    LMI_CANCELLED = -8,  /* lmi_session_cancel was called */
-    LMI_BUSY = -9,       /* the session is in use by another thread */
-    LMI_NO_SPACE = -10,  /* the disk is full */
-    LMI_INTERNAL = -11   /* a bug: please report */
+    LMI_DEVICE = -6,    /* the requested device is missing or failed */
+    LMI_STATE = -7,     /* a saved state does not fit this model or these options, or a rewind is too deep */
+    LMI_CANCELLED = -8, /* lmi_session_cancel was called */
+    LMI_BUSY = -9,      /* the session is in use by another thread */
+    LMI_NO_SPACE = -10, /* the disk is full */
+    LMI_INTERNAL = -11  /* a bug: please report */
 } lmi_status;
 
 typedef struct lmi_error {
     lmi_status status;
-    int64_t offset;     /* byte of the file where it was noticed, or -1 */
-    char message[704];  /* what is wrong, one line, no full stop */
-    char remedy[256];   /* what to do, one line; may be empty */
+    int64_t offset;    /* byte of the file where it was noticed, or -1 */
+    char message[704]; /* what is wrong, one line, no full stop */
+    char remedy[256];  /* what to do, one line; may be empty */
 } lmi_error;
 
 LMI_API const char *lmi_version(void);
@@ -62,11 +62,11 @@ LMI_API const char *lmi_version(void);
 LMI_API size_t lmi_build_info(char *text, size_t size);
 
 typedef enum lmi_isa { /* instruction sets that kernels are written for */
-    LMI_ISA_AUTO = 0,
-    LMI_ISA_REF = 1, /* portable C */
-    LMI_ISA_AVX2 = 2,
-    LMI_ISA_AVX512 = 3, /* AVX-512 F/BW/VL/DQ/VNNI */
-    LMI_ISA_NEON = 4
+                       LMI_ISA_AUTO = 0,
+                       LMI_ISA_REF = 1, /* portable C */
+                       LMI_ISA_AVX2 = 2,
+                       LMI_ISA_AVX512 = 3, /* AVX-512 F/BW/VL/DQ/VNNI */
+                       LMI_ISA_NEON = 4
 } lmi_isa;
 
 LMI_API const char *lmi_isa_name(lmi_isa isa);
@@ -78,8 +78,8 @@ LMI_API int32_t lmi_isa_available(lmi_isa isa);
 typedef struct lmi_model lmi_model;
 
 typedef struct lmi_model_options {
-    size_t size;        /* sizeof(lmi_model_options), set by lmi_model_options_default */
-    int32_t n_threads;  /* workers, the calling thread included; 0: one per usable core */
+    size_t size;       /* sizeof(lmi_model_options), set by lmi_model_options_default */
+    int32_t n_threads; /* workers, the calling thread included; 0: one per usable core */
     lmi_isa isa;
     int32_t vocab_only; /* 1: stop after the tokenizer; such a model cannot open sessions */
     int32_t no_map;     /* 1: read the file into memory instead of mapping it */
@@ -103,9 +103,9 @@ typedef struct lmi_model_info {
     int64_t head_dim;
     int64_t n_ff;
     int64_t n_vocab;
-    int64_t trained_context;  /* tokens */
-    int64_t native_window;    /* sliding window that the model was trained with, tokens; 0: none */
-    int64_t n_native_layers;  /* layers that have it */
+    int64_t trained_context; /* tokens */
+    int64_t native_window;   /* sliding window that the model was trained with, tokens; 0: none */
+    int64_t n_native_layers; /* layers that have it */
     double rope_theta;
     int64_t n_parameters;
     uint64_t weight_bytes;
@@ -120,7 +120,7 @@ LMI_API void lmi_model_get_info(const lmi_model *model, lmi_model_info *info);
 typedef struct lmi_metadata {
     const char *key;
     size_t key_size;
-    const char *type;  /* "u32", "string", "array of f32", ... */
+    const char *type;   /* "u32", "string", "array of f32", ... */
     int64_t n_elements; /* of an array, else 1 */
 } lmi_metadata;
 
@@ -184,42 +184,45 @@ typedef struct lmi_session lmi_session;
 
 typedef enum lmi_kv_type { LMI_KV_F16 = 0, LMI_KV_Q8_0 = 1, LMI_KV_F32 = 2 } lmi_kv_type;
 
-typedef enum lmi_placement {     /* where the sinks seem to be once they are out of the window */
-    LMI_PLACEMENT_CEILING = 0,   /* all at distance L (LM-Infinite): for up to about 100 sinks */
-    LMI_PLACEMENT_CONTIGUOUS = 1 /* in order, just before the window (StreamingLLM): for a long kept prefix */
+typedef enum lmi_placement {                            /* where the sinks seem to be once they are out of the window */
+                             LMI_PLACEMENT_CEILING = 0, /* all at distance L (LM-Infinite): for up to about 100 sinks */
+                             LMI_PLACEMENT_CONTIGUOUS =
+                                 1 /* in order, just before the window (StreamingLLM): for a long kept prefix */
 } lmi_placement;
 
 typedef struct lmi_session_options {
     size_t size;
-    int64_t window;   /* L, tokens; 0: min(trained context - sinks, 4096) */
-    int64_t sinks;    /* G, tokens; -1: 16, or less where the trained context is tiny */
+    int64_t window; /* L, tokens; 0: min(trained context - sinks, 4096) */
+    int64_t sinks;  /* G, tokens; -1: 16, or less where the trained context is tiny */
     lmi_kv_type kv_type;
     lmi_placement placement;
-    int64_t chunk;    /* most tokens pushed through the layers at once; 0: 512 */
-    int64_t rollback; /* deepest rewind, tokens; 0: 64 */
+    int64_t chunk;      /* most tokens pushed through the layers at once; 0: 512 */
+    int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
 } lmi_session_options;
 
 LMI_API void lmi_session_options_default(lmi_session_options *options);
 
-typedef struct lmi_plan {     /* what a session will hold, known before it is opened */
-    int64_t window;           /* L, G, chunk, rollback and capacity as they will be */
+typedef struct lmi_plan { /* what a session will hold, known before it is opened */
+    int64_t window;       /* L, G, chunk, rollback and capacity as they will be */
     int64_t sinks;
     int64_t chunk;
     int64_t rollback;
-    int64_t ring_slots;       /* per full-attention layer */
-    uint64_t weight_bytes;    /* of the model, mapped or read */
-    uint64_t context_bytes;   /* keys and values: allocated once, never grows */
-    uint64_t work_bytes;      /* activations, logits, scratch */
+    int64_t ring_slots;     /* per full-attention layer */
+    uint64_t weight_bytes;  /* of the model, mapped or read */
+    uint64_t context_bytes; /* keys and values: allocated once, never grows */
+    uint64_t work_bytes;    /* activations, logits, scratch */
     uint64_t tokenizer_bytes;
     uint64_t total_bytes;
     uint64_t available_bytes; /* memory that the system can give now */
     int32_t weights_mapped;
 } lmi_plan;
 
-LMI_API lmi_status lmi_session_plan(const lmi_model *model, const lmi_session_options *options, lmi_plan *plan, lmi_error *error);
+LMI_API lmi_status lmi_session_plan(const lmi_model *model, const lmi_session_options *options, lmi_plan *plan,
+                                    lmi_error *error);
 
-LMI_API lmi_status lmi_session_open(lmi_model *model, const lmi_session_options *options, lmi_session **session, lmi_error *error);
+LMI_API lmi_status lmi_session_open(lmi_model *model, const lmi_session_options *options, lmi_session **session,
+                                    lmi_error *error);
 LMI_API void lmi_session_close(lmi_session *session);
 LMI_API void lmi_session_get_plan(const lmi_session *session, lmi_plan *plan);
 
@@ -252,7 +255,7 @@ typedef struct lmi_view { /* what the last token read could attend to, as [begin
     int64_t sinks_end;    /* [0, sinks_end) */
     int64_t window_begin; /* [window_begin, position) */
     int64_t position;
-    int64_t forgotten;    /* read and no longer visible in full-attention layers */
+    int64_t forgotten; /* read and no longer visible in full-attention layers */
 } lmi_view;
 LMI_API void lmi_session_get_view(const lmi_session *session, lmi_view *view);
 
@@ -300,7 +303,8 @@ LMI_API lmi_status lmi_state_file_options(const char *path, lmi_session_options 
 /* Bytes of n values of a tensor type by its name ("Q4_K"), 0 if the type is unknown or n is not whole blocks. */
 LMI_API uint64_t lmi_tensor_bytes(const char *type, int64_t n);
 /* Decodes n values to float32, bit-equal to the reference decoders of the `gguf` package. */
-LMI_API lmi_status lmi_dequantize(const char *type, const void *blocks, size_t size, float *values, int64_t n, lmi_error *error);
+LMI_API lmi_status lmi_dequantize(const char *type, const void *blocks, size_t size, float *values, int64_t n,
+                                  lmi_error *error);
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 

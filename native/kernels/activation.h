@@ -39,7 +39,9 @@ static inline size_t act_row_bytes(act_kind kind, int64_t k) {
 }
 
 static inline const int8_t *act_q8(const void *row) { return row; }
-static inline const float *act_scales(const void *row, int64_t k) { return (const float *)(const void *)((const char *)row + act_scale_offset(k)); }
+static inline const float *act_scales(const void *row, int64_t k) {
+    return (const float *)(const void *)((const char *)row + act_scale_offset(k));
+}
 static inline const int32_t *act_sums_32(const void *row, int64_t k) {
     return (const int32_t *)(const void *)((const char *)row + act_sum_offset(ACT_Q8_32, k));
 }

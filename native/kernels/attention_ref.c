@@ -62,12 +62,12 @@ static void kv_store_q8_0(const kv_bank *bank, int64_t slot, const float *key, c
 
 /* Parts of scratch. */
 typedef struct workspace {
-    float *keys; /* [4][d][16] */
-    float *values; /* [64][d] */
-    int16_t *bytes; /* Q8_0: [4][d][16] keys */
-    float *scales; /* Q8_0: [4][d/32][16] of keys */
+    float *keys;     /* [4][d][16] */
+    float *values;   /* [64][d] */
+    int16_t *bytes;  /* Q8_0: [4][d][16] keys */
+    float *scales;   /* Q8_0: [4][d/32][16] of keys */
     int16_t *levels; /* Q8_0: [d] of a row's query */
-    float *steps; /* Q8_0: [d/32] */
+    float *steps;    /* Q8_0: [d/32] */
 } workspace;
 
 enum { PARTS = 6 };

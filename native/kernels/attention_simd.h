@@ -28,21 +28,27 @@
 #include "kernels/attention.h"
 
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop of few, constant steps: arrays indexed by it become registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 enum {
     PANEL = 8 * GROUP, /* rows whose logits are in scratch at a time */
-    DIRECT_ROWS = 16 /* up to here every group reads the bank itself */
+    DIRECT_ROWS = 16   /* up to here every group reads the bank itself */
 };
 
 /* The parts of scratch, each 64-byte aligned. */
 typedef struct workspace {
-    float *logits; /* [PANEL][64]: logits, then weights */
-    float *q; /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
-    float *steps; /* Q8_0: [group][d/32][GROUP] */
+    float *logits;    /* [PANEL][64]: logits, then weights */
+    float *q;         /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
+    float *steps;     /* Q8_0: [group][d/32][GROUP] */
     int32_t *offsets; /* Q8_0: [group][d/32][GROUP], -128 times the sum of levels */
-    float *keys; /* [4][d][16] a block widened to float */
-    float *values; /* [64][d] */
-    float *scales; /* Q8_0: [64][d/32] of the values */
+    float *keys;      /* [4][d][16] a block widened to float */
+    float *values;    /* [64][d] */
+    float *scales;    /* Q8_0: [64][d/32] of the values */
     slot_view *views; /* [n_tokens] */
 } workspace;
 
@@ -121,7 +127,7 @@ INLINE vf key_vector(lmi_kv_type type, const void *keys, int64_t index) {
  * for the other. NULL: nothing. */
 INLINE void fetch(const char *ahead, int64_t i, int64_t step) {
     if (ahead != NULL) {
-#pragma GCC unroll 16
+        UNROLL
         for (int64_t at = 0; at < step; at += 64) {
             __builtin_prefetch(ahead + i * step + at, 0, 2);
         }
@@ -135,33 +141,33 @@ INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, 
     const int64_t step = tiles * KV_TILE * (type == LMI_KV_F32 ? 4 : 2);
     const int vectors = tiles * TILE_VECTORS;
     vf sum[GROUP][MOST];
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < vectors; v++) {
             sum[r][v] = vf_all(0.0f);
         }
     }
     for (int64_t i = 0; i < d; i++) {
         vf key[MOST];
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < vectors; v++) {
             const int64_t tile = v / TILE_VECTORS, lane = v % TILE_VECTORS * LANES;
             key[v] = key_vector(type, keys, (tile * d + i) * KV_TILE + lane);
         }
         fetch(ahead, i, step);
-#pragma GCC unroll 16
+        UNROLL
         for (int r = 0; r < rows; r++) {
             const vf x = vf_all(q[i * GROUP + r]);
-#pragma GCC unroll 16
+            UNROLL
             for (int v = 0; v < vectors; v++) {
                 sum[r][v] = vf_multiply_add(x, key[v], sum[r][v]);
             }
         }
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < vectors; v++) {
             vf_store(logits + r * BLOCK_SLOTS + v * LANES, sum[r][v]);
         }
@@ -172,47 +178,47 @@ INLINE void logits_float(int rows, int tiles, lmi_kv_type type, const float *q, 
 INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, const int32_t *offsets, const uint8_t *keys,
                         const uint16_t *scales, int64_t d, const char *ahead, float *logits) {
     vf sum[INT_ROWS][TILE_VECTORS];
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < TILE_VECTORS; v++) {
             sum[r][v] = vf_all(0.0f);
         }
     }
     for (int64_t b = 0; b < d / QUERY_BLOCK; b++) {
         vi whole[INT_ROWS][TILE_VECTORS];
-#pragma GCC unroll 16
+        UNROLL
         for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+            UNROLL
             for (int v = 0; v < TILE_VECTORS; v++) {
                 whole[r][v] = vi_all(offsets[b * GROUP + r]);
             }
         }
         for (int64_t i = b * (QUERY_BLOCK / 4); i < (b + 1) * (QUERY_BLOCK / 4); i++) {
             fetch(ahead, i, KV_TILE * 4);
-#pragma GCC unroll 16
+            UNROLL
             for (int v = 0; v < TILE_VECTORS; v++) {
                 const vi bytes = vi_load(keys + (i * KV_TILE + v * LANES) * 4);
                 const vi even = vi_even(bytes), odd = vi_odd(bytes);
-#pragma GCC unroll 16
+                UNROLL
                 for (int r = 0; r < rows; r++) {
                     whole[r][v] = vi_dot_add(whole[r][v], even, vi_all(levels[2 * i * GROUP + r]));
                     whole[r][v] = vi_dot_add(whole[r][v], odd, vi_all(levels[(2 * i + 1) * GROUP + r]));
                 }
             }
         }
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < TILE_VECTORS; v++) {
             const vf scale = vf_from_f16(scales + b * KV_TILE + v * LANES);
-#pragma GCC unroll 16
+            UNROLL
             for (int r = 0; r < rows; r++) {
                 sum[r][v] = vf_multiply_add(vf_from_int(whole[r][v]), scale * vf_all(steps[b * GROUP + r]), sum[r][v]);
             }
         }
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < TILE_VECTORS; v++) {
             vf_store(logits + r * BLOCK_SLOTS + v * LANES, sum[r][v]);
         }
@@ -288,7 +294,7 @@ INLINE vf logit_vector(const float *logits, bool full, uint64_t seen, int v) {
 
 INLINE float largest_logit(const float *logits, bool full, uint64_t seen) {
     vf largest = vf_all(-INFINITY);
-#pragma GCC unroll 16
+    UNROLL
     for (int v = 0; v < BLOCK_VECTORS; v++) {
         largest = vf_max(logit_vector(logits, full, seen, v), largest);
     }
@@ -298,7 +304,7 @@ INLINE float largest_logit(const float *logits, bool full, uint64_t seen) {
 /* Logits become weights; returns their sum. */
 INLINE float weigh(float *logits, bool full, uint64_t seen, float base) {
     vf sum = vf_all(0.0f);
-#pragma GCC unroll 16
+    UNROLL
     for (int v = 0; v < BLOCK_VECTORS; v++) {
         const vf weight = vf_exp(logit_vector(logits, full, seen, v) - vf_all(base));
         vf_store(logits + v * LANES, weight);
@@ -361,9 +367,9 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
     enum { MOST = 4 };
     const int64_t step = vectors * LANES * (type == LMI_KV_F32 ? 4 : type == LMI_KV_F16 ? 2 : 1);
     vf sum[GROUP][MOST];
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < vectors; v++) {
             sum[r][v] = vf_load(o + r * d + v * LANES) * vf_all(fade[r]);
         }
@@ -378,14 +384,14 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
             for (int64_t s = first; s < end; s++) {
                 vf value[MOST];
                 fetch(ahead, s, step);
-#pragma GCC unroll 16
+                UNROLL
                 for (int v = 0; v < vectors; v++) {
                     value[v] = value_vector(type, values, s * stride + at + v * LANES, scales);
                 }
-#pragma GCC unroll 16
+                UNROLL
                 for (int r = 0; r < rows; r++) {
                     const vf weight = vf_all(weights[r * BLOCK_SLOTS + s]);
-#pragma GCC unroll 16
+                    UNROLL
                     for (int v = 0; v < vectors; v++) {
                         sum[r][v] = vf_multiply_add(weight, value[v], sum[r][v]);
                     }
@@ -393,15 +399,15 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
             }
         } else {
             vf value[MOST];
-#pragma GCC unroll 16
+            UNROLL
             for (int v = 0; v < vectors; v++) {
                 value[v] = value_vector(type, values, first * stride + at + v * LANES, scales);
             }
-#pragma GCC unroll 16
+            UNROLL
             for (int r = 0; r < rows; r++) {
                 if (seen[r] >> first & 1) { /* 0 * NaN would not be nothing */
                     const vf weight = vf_all(weights[r * BLOCK_SLOTS + first]);
-#pragma GCC unroll 16
+                    UNROLL
                     for (int v = 0; v < vectors; v++) {
                         sum[r][v] = vf_multiply_add(weight, value[v], sum[r][v]);
                     }
@@ -410,9 +416,9 @@ INLINE void add_values(int rows, int vectors, lmi_kv_type type, const float *wei
         }
         any = end < BLOCK_SLOTS ? any >> end << end : 0;
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int v = 0; v < vectors; v++) {
             vf_store(o + r * d + v * LANES, sum[r][v]);
         }

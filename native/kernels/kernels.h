@@ -19,16 +19,16 @@
  * Exactness: with packed activations the integer dot of each block is exact, only scaling and summing in float32 round. A row's result
  * depends on n_tokens only through the choice between the row-wise (n_tokens <= 8) and the tiled kernel, never on row0, row1. */
 typedef struct matmul_args {
-    const void *w;       /* first byte of the tensor */
+    const void *w; /* first byte of the tensor */
     size_t row_bytes;
-    int64_t k;           /* columns: whole blocks of the type */
+    int64_t k; /* columns: whole blocks of the type */
     int64_t row0, row1;
-    const void *x;       /* [n_tokens] packed rows of kind kernels.act[type], x_stride bytes apart */
+    const void *x; /* [n_tokens] packed rows of kind kernels.act[type], x_stride bytes apart */
     size_t x_stride;
     int64_t n_tokens;
-    float *y;            /* y[t * y_stride + r] */
+    float *y; /* y[t * y_stride + r] */
     int64_t y_stride;
-    void *scratch;       /* matmul_scratch(k) bytes of this worker */
+    void *scratch; /* matmul_scratch(k) bytes of this worker */
 } matmul_args;
 
 typedef void matmul_kernel(const matmul_args *args);
@@ -47,17 +47,17 @@ enum { MATMUL_ROW_TILE = 16 };
  * query rounded to 16 bits per 32 values; weights below 2^-126 of the largest may count as 0. */
 typedef struct attend_args {
     const kv_bank *bank;
-    const float *q;         /* [n_rows][head_dim], rotated for this bank and scaled */
+    const float *q; /* [n_rows][head_dim], rotated for this bank and scaled */
     int64_t n_rows;
     int64_t rows_per_token;
     int64_t first_pos;
-    int64_t newest;         /* ring: position of the newest token stored */
-    int64_t n_slots_used;   /* ring: the modulus (<= bank->n_slots); sinks: tokens stored so far */
-    int64_t window;         /* L */
-    int64_t slot0, slot1;   /* slots to look at, any within the bank; multiples of 64 are fastest */
-    float *m, *z;           /* [n_rows] */
-    float *o;               /* [n_rows][head_dim] */
-    void *scratch;          /* attend_scratch(n_rows, head_dim) bytes */
+    int64_t newest;       /* ring: position of the newest token stored */
+    int64_t n_slots_used; /* ring: the modulus (<= bank->n_slots); sinks: tokens stored so far */
+    int64_t window;       /* L */
+    int64_t slot0, slot1; /* slots to look at, any within the bank; multiples of 64 are fastest */
+    float *m, *z;         /* [n_rows] */
+    float *o;             /* [n_rows][head_dim] */
+    void *scratch;        /* attend_scratch(n_rows, head_dim) bytes */
 } attend_args;
 
 typedef void attend_kernel(const attend_args *args);
@@ -70,8 +70,8 @@ typedef enum rope_pairing {
 
 typedef struct kernels {
     lmi_isa isa;
-    act_kind act[QUANT_TYPE_END];           /* what matmul[type] wants as x */
-    matmul_kernel *matmul[QUANT_TYPE_END];  /* NULL for numbers that are no type */
+    act_kind act[QUANT_TYPE_END];          /* what matmul[type] wants as x */
+    matmul_kernel *matmul[QUANT_TYPE_END]; /* NULL for numbers that are no type */
     size_t (*matmul_scratch)(int64_t k);
 
     /* x[k] -> a packed row; k is whole blocks of the kind. */
@@ -89,8 +89,8 @@ typedef struct kernels {
     void (*rope)(float *x, int64_t n_heads, int64_t head_dim, int64_t n_rot, const float *cos_sin, rope_pairing pairing);
     /* h = silu(gate) * up; h may be gate. silu(x) = x / (1 + exp(-x)), within 4 ulp. */
     void (*silu_mul)(const float *gate, const float *up, int64_t n, float *h);
-    void (*add)(float *x, const float *y, int64_t n);           /* x += y */
-    void (*scale)(float *x, float factor, int64_t n);           /* x *= factor */
+    void (*add)(float *x, const float *y, int64_t n); /* x += y */
+    void (*scale)(float *x, float factor, int64_t n); /* x *= factor */
 } kernels;
 
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */

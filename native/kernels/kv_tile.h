@@ -21,8 +21,8 @@ enum { KV_TILE = 16, KV_TYPES = 3 };
 
 typedef struct kv_bank {
     lmi_kv_type type;
-    int32_t head_dim;  /* d: even; a multiple of 32 for Q8_0 */
-    int64_t n_slots;   /* a multiple of KV_TILE */
+    int32_t head_dim; /* d: even; a multiple of 32 for Q8_0 */
+    int64_t n_slots;  /* a multiple of KV_TILE */
     void *keys;
     void *values;
     uint16_t *key_scales;   /* Q8_0 */

@@ -3,13 +3,13 @@
 
 #include "kernels/fill.h"
 
-#define CHOOSE(TYPE, NAME)                            \
-    static void matmul_##NAME(const matmul_args *a) { \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {   \
-            matmul_rows_##NAME##_avx2(a);             \
-        } else {                                      \
-            matmul_tiles_##NAME##_avx2(a);            \
-        }                                             \
+#define CHOOSE(TYPE, NAME)                                                                                                     \
+    static void matmul_##NAME(const matmul_args *a) {                                                                          \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
+            matmul_rows_##NAME##_avx2(a);                                                                                      \
+        } else {                                                                                                               \
+            matmul_tiles_##NAME##_avx2(a);                                                                                     \
+        }                                                                                                                      \
     }
 MATMUL_INTEGER_TYPES(CHOOSE)
 #undef CHOOSE

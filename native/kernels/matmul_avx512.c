@@ -4,13 +4,13 @@
 #include "kernels/fill.h"
 #include "kernels/matmul_parts.h"
 
-#define CHOOSE(TYPE, NAME)                                              \
-    static void matmul_##NAME(const matmul_args *a) {                   \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                     \
-            matmul_rows_##NAME##_avx512(a);                             \
-        } else {                                                        \
-            matmul_tiles_##NAME##_avx512(a);                            \
-        }                                                               \
+#define CHOOSE(TYPE, NAME)                                                                                                     \
+    static void matmul_##NAME(const matmul_args *a) {                                                                          \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
+            matmul_rows_##NAME##_avx512(a);                                                                                    \
+        } else {                                                                                                               \
+            matmul_tiles_##NAME##_avx512(a);                                                                                   \
+        }                                                                                                                      \
     }
 MATMUL_INTEGER_TYPES(CHOOSE)
 #undef CHOOSE

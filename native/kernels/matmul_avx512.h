@@ -7,8 +7,8 @@
 #include "kernels/kernels.h"
 #include "kernels/matmul_parts.h"
 
-#define MATMUL_DECLARE(TYPE, NAME) \
-    void matmul_rows_##NAME##_avx512(const matmul_args *a); \
+#define MATMUL_DECLARE(TYPE, NAME)                                                                                             \
+    void matmul_rows_##NAME##_avx512(const matmul_args *a);                                                                    \
     void matmul_tiles_##NAME##_avx512(const matmul_args *a);
 MATMUL_INTEGER_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE

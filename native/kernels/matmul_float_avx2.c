@@ -11,7 +11,7 @@
 enum { ROWS = 16, COLUMNS = 256, TILES = 6, TOKENS = 4, PASS_TOKENS = 4 };
 
 typedef struct type_float {
-    int bytes; /* of a value */
+    int bytes;                             /* of a value */
     __m256 (*load)(const uint8_t *values); /* eight */
     float (*load_one)(const uint8_t *value);
 } type_float;
@@ -23,7 +23,9 @@ INLINE uint16_t load_u16(const void *p) {
 }
 
 INLINE __m256 load_f32(const uint8_t *values) { return _mm256_loadu_ps((const float *)(const void *)values); }
-INLINE __m256 load_f16(const uint8_t *values) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)values)); }
+INLINE __m256 load_f16(const uint8_t *values) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)values));
+}
 INLINE __m256 load_bf16(const uint8_t *values) {
     __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)values));
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
@@ -65,9 +67,7 @@ INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
     for (int64_t r = a->row0; r < a->row1; r++) {
         const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
         __m256 sum[PASS_TOKENS][2];
-        UNROLL for (int t = 0; t < n; t++) {
-            sum[t][0] = sum[t][1] = _mm256_setzero_ps();
-        }
+        UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm256_setzero_ps(); }
         for (int64_t c = 0; c < whole; c += 32) {
             const uint8_t *values = w + (size_t)(c * type->bytes);
             fetch_rows_ahead(values, 32 * type->bytes);
@@ -80,9 +80,7 @@ INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
         }
         for (int64_t c = whole; c < a->k; c += 8) { /* packed rows are padded with zeros */
             __m256 v = load_up_to_8(type, w + (size_t)(c * type->bytes), a->k - c);
-            UNROLL for (int t = 0; t < n; t++) {
-                sum[t][0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c), sum[t][0]);
-            }
+            UNROLL for (int t = 0; t < n; t++) { sum[t][0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c), sum[t][0]); }
         }
         UNROLL for (int t = 0; t < n; t++) {
             a->y[(t0 + t) * a->y_stride + r] = sum_of_lanes(_mm256_add_ps(sum[t][0], sum[t][1]));
@@ -121,9 +119,7 @@ INLINE void unpack_tile(const type_float *type, const uint8_t *const *rows, int6
                 v[r] = _mm256_castps_si256(load_up_to_8(type, values, columns - c));
             }
             transpose_8x8(v);
-            UNROLL for (int i = 0; i < 8; i++) {
-                _mm256_store_si256((__m256i *)(void *)(out->w[c + i] + half), v[i]);
-            }
+            UNROLL for (int i = 0; i < 8; i++) { _mm256_store_si256((__m256i *)(void *)(out->w[c + i] + half), v[i]); }
         }
     }
 }
@@ -138,16 +134,15 @@ static void fill_panel(const void *const *x, int64_t k, int64_t c0, int columns,
     }
 }
 
-static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {
+static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, const fetch_list *soon,
+                     float *sums) {
     const tile *w = tile_of_w;
     const panel *p = panel_of_x;
-    float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;
+    float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;
     (void)n_rows;
     (void)n;
     __m256 sum[TOKENS][2];
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        sum[t][0] = sum[t][1] = _mm256_setzero_ps();
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t][0] = sum[t][1] = _mm256_setzero_ps(); }
     for (int c = 0; c < columns; c++) {
         if (c % TILE_STEP == 0) {
             fetch_some(soon, c / TILE_STEP);
@@ -166,23 +161,24 @@ static void multiply(const void *tile_of_w, const void *panel_of_x, int columns,
 }
 
 size_t matmul_float_scratch_avx2(void) {
-    const tile_kernel kernel = {.rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
+    const tile_kernel kernel = {
+        .rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
     return matmul_tiled_scratch(&kernel);
 }
 
-#define FLOAT_TYPE(NAME)                                                                                           \
-    static __attribute__((noinline)) void NAME##_rows(const matmul_args *a) { row_wise(a, &type_##NAME); }         \
-    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                    \
-        unpack_tile(&type_##NAME, rows, c0, columns, out);                                                         \
-    }                                                                                                              \
-    void matmul_##NAME##_avx2(const matmul_args *a) {                                                              \
-        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,     COLUMNS, 4, sizeof(tile),     \
-                                           sizeof(panel), NAME##_unpack, fill_panel, multiply};                    \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                \
-            NAME##_rows(a);                                                                                        \
-        } else {                                                                                                   \
-            matmul_tiled(a, &kernel);                                                                              \
-        }                                                                                                          \
+#define FLOAT_TYPE(NAME)                                                                                                       \
+    static __attribute__((noinline)) void NAME##_rows(const matmul_args *a) { row_wise(a, &type_##NAME); }                     \
+    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                                \
+        unpack_tile(&type_##NAME, rows, c0, columns, out);                                                                     \
+    }                                                                                                                          \
+    void matmul_##NAME##_avx2(const matmul_args *a) {                                                                          \
+        static const tile_kernel kernel = {ROWS,         TILES,         TOKENS,        COLUMNS,    4,                          \
+                                           sizeof(tile), sizeof(panel), NAME##_unpack, fill_panel, multiply};                  \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
+            NAME##_rows(a);                                                                                                    \
+        } else {                                                                                                               \
+            matmul_tiled(a, &kernel);                                                                                          \
+        }                                                                                                                      \
     }
 
 FLOAT_TYPE(f32)

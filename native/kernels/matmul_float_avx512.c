@@ -11,12 +11,14 @@
 enum { ROWS = 32, COLUMNS = 256, TILES = 6, TOKENS = 12, PASS_TOKENS = 4 };
 
 typedef struct type_float {
-    int bytes; /* of a value */
+    int bytes;                                             /* of a value */
     __m512 (*load)(const uint8_t *values, __mmask16 mask); /* sixteen, those outside the mask are 0 and not read */
 } type_float;
 
 INLINE __m512 load_f32(const uint8_t *values, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, values); }
-INLINE __m512 load_f16(const uint8_t *values, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values)); }
+INLINE __m512 load_f16(const uint8_t *values, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values));
+}
 INLINE __m512 load_bf16(const uint8_t *values, __mmask16 mask) {
     __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, values));
     return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
@@ -37,15 +39,11 @@ INLINE const float *row_of_token(const matmul_args *a, int64_t t) {
 INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
     const float *x[PASS_TOKENS];
     const int64_t whole = a->k / 64 * 64;
-    UNROLL for (int t = 0; t < n; t++) {
-        x[t] = row_of_token(a, t0 + t);
-    }
+    UNROLL for (int t = 0; t < n; t++) { x[t] = row_of_token(a, t0 + t); }
     for (int64_t r = a->row0; r < a->row1; r++) {
         const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
         __m512 sum[PASS_TOKENS][4];
-        UNROLL for (int t = 0; t < n; t++) {
-            sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = _mm512_setzero_ps();
-        }
+        UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = _mm512_setzero_ps(); }
         for (int64_t c = 0; c < whole; c += 64) {
             const uint8_t *values = w + (size_t)(c * type->bytes);
             fetch_rows_ahead(values, 64 * type->bytes);
@@ -101,9 +99,7 @@ INLINE void unpack_tile(const type_float *type, const uint8_t *const *rows, int6
                 v[r] = _mm512_castps_si512(type->load(rows[half + r] + (size_t)((c0 + c) * type->bytes), mask));
             }
             transpose_16x16(v);
-            UNROLL for (int i = 0; i < 16; i++) {
-                _mm512_store_si512(out->w[c + i] + half, v[i]);
-            }
+            UNROLL for (int i = 0; i < 16; i++) { _mm512_store_si512(out->w[c + i] + half, v[i]); }
         }
     }
 }
@@ -122,9 +118,7 @@ static void fill_panel(const void *const *x, int64_t k, int64_t c0, int columns,
 INLINE void multiply(const tile *w, const panel *p, int columns, int registers, int n, const fetch_list *soon,
                      float (*y)[ROWS]) {
     __m512 sum[TOKENS][2];
-    UNROLL for (int t = 0; t < n; t++) {
-        sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-    }
+    UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm512_setzero_ps(); }
     for (int c = 0; c < columns; c++) {
         if (c % TILE_STEP == 0) {
             fetch_some(soon, c / TILE_STEP);
@@ -145,7 +139,7 @@ INLINE void multiply(const tile *w, const panel *p, int columns, int registers, 
 }
 
 static void multiply_any(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {
-    float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;
+    float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;
     if (n_rows > 16) {
         if (n > 8) {
             multiply(w, p, columns, 2, 12, soon, y);
@@ -164,23 +158,24 @@ static void multiply_any(const void *w, const void *p, int columns, int n_rows, 
 }
 
 size_t matmul_float_scratch_avx512(void) {
-    const tile_kernel kernel = {.rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
+    const tile_kernel kernel = {
+        .rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
     return matmul_tiled_scratch(&kernel);
 }
 
-#define FLOAT_TYPE(NAME)                                                                                                  \
-    static __attribute__((noinline)) void NAME##_rows(const matmul_args *a) { row_wise(a, &type_##NAME); }                \
-    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                           \
-        unpack_tile(&type_##NAME, rows, c0, columns, out);                                                                \
-    }                                                                                                                     \
-    void matmul_##NAME##_avx512(const matmul_args *a) {                                                                   \
-        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,     COLUMNS,     4, sizeof(tile),        \
-                                           sizeof(panel), NAME##_unpack, fill_panel, multiply_any};                       \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                       \
-            NAME##_rows(a);                                                                                               \
-        } else {                                                                                                          \
-            matmul_tiled(a, &kernel);                                                                                     \
-        }                                                                                                                 \
+#define FLOAT_TYPE(NAME)                                                                                                       \
+    static __attribute__((noinline)) void NAME##_rows(const matmul_args *a) { row_wise(a, &type_##NAME); }                     \
+    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                                \
+        unpack_tile(&type_##NAME, rows, c0, columns, out);                                                                     \
+    }                                                                                                                          \
+    void matmul_##NAME##_avx512(const matmul_args *a) {                                                                        \
+        static const tile_kernel kernel = {ROWS,         TILES,         TOKENS,        COLUMNS,    4,                          \
+                                           sizeof(tile), sizeof(panel), NAME##_unpack, fill_panel, multiply_any};              \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
+            NAME##_rows(a);                                                                                                    \
+        } else {                                                                                                               \
+            matmul_tiled(a, &kernel);                                                                                          \
+        }                                                                                                                      \
     }
 
 FLOAT_TYPE(f32)

@@ -160,14 +160,14 @@ void matmul_fill_ref(kernels *table) {
         act_kind act;
         matmul_kernel *matmul;
     } rows[] = {
-        {QUANT_F32, ACT_F32, matmul_f32},          {QUANT_F16, ACT_F32, matmul_f16},
-        {QUANT_BF16, ACT_F32, matmul_bf16},        {QUANT_Q4_0, ACT_Q8_32, matmul_q4_0},
-        {QUANT_Q4_1, ACT_Q8_32, matmul_q4_1},      {QUANT_Q5_0, ACT_Q8_32, matmul_q5_0},
-        {QUANT_Q5_1, ACT_Q8_32, matmul_q5_1},      {QUANT_Q8_0, ACT_Q8_32, matmul_q8_0},
-        {QUANT_IQ4_NL, ACT_Q8_32, matmul_iq4_nl},  {QUANT_MXFP4, ACT_Q8_32, matmul_mxfp4},
-        {QUANT_Q2_K, ACT_Q8_256, matmul_q2_K},     {QUANT_Q3_K, ACT_Q8_256, matmul_q3_K},
-        {QUANT_Q4_K, ACT_Q8_256, matmul_q4_K},     {QUANT_Q5_K, ACT_Q8_256, matmul_q5_K},
-        {QUANT_Q6_K, ACT_Q8_256, matmul_q6_K},     {QUANT_IQ4_XS, ACT_Q8_256, matmul_iq4_xs},
+        {QUANT_F32, ACT_F32, matmul_f32},         {QUANT_F16, ACT_F32, matmul_f16},
+        {QUANT_BF16, ACT_F32, matmul_bf16},       {QUANT_Q4_0, ACT_Q8_32, matmul_q4_0},
+        {QUANT_Q4_1, ACT_Q8_32, matmul_q4_1},     {QUANT_Q5_0, ACT_Q8_32, matmul_q5_0},
+        {QUANT_Q5_1, ACT_Q8_32, matmul_q5_1},     {QUANT_Q8_0, ACT_Q8_32, matmul_q8_0},
+        {QUANT_IQ4_NL, ACT_Q8_32, matmul_iq4_nl}, {QUANT_MXFP4, ACT_Q8_32, matmul_mxfp4},
+        {QUANT_Q2_K, ACT_Q8_256, matmul_q2_K},    {QUANT_Q3_K, ACT_Q8_256, matmul_q3_K},
+        {QUANT_Q4_K, ACT_Q8_256, matmul_q4_K},    {QUANT_Q5_K, ACT_Q8_256, matmul_q5_K},
+        {QUANT_Q6_K, ACT_Q8_256, matmul_q6_K},    {QUANT_IQ4_XS, ACT_Q8_256, matmul_iq4_xs},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         table->act[rows[i].type] = rows[i].act;

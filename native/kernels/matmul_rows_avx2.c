@@ -57,8 +57,8 @@ typedef struct sums_32 {
 } sums_32;
 
 /* Up to eight blocks from block g (a multiple of 8) on. */
-INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum, const uint8_t *b,
-                          int64_t g, int n_blocks, int n, sums_32 *s) {
+INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
+                          const uint8_t *b, int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
     fetch_rows_ahead(b, 8 * type->bytes);
     __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
@@ -115,8 +115,8 @@ INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n
 
 /* Scales 2 j and 2 j + 1 of 16 to the lower and upper half, from even ones below and odd ones above. */
 INLINE __m256i split_even_odd(__m256i scale) {
-    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10,
-                                          11, 14, 15);
+    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3,
+                                          6, 7, 10, 11, 14, 15);
     return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(scale, sort), 0xd8);
 }
 
@@ -168,21 +168,17 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
 
-#define ROW_WISE(KIND, NAME)                                                             \
-    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { \
-        pass_##KIND(a, &type_##NAME, t, 4);                                              \
-    }                                                                                    \
-    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { \
-        pass_##KIND(a, &type_##NAME, t, 1);                                              \
-    }                                                                                    \
-    void matmul_rows_##NAME##_avx2(const matmul_args *a) {                                 \
-        int64_t t = 0;                                                                   \
-        for (; t + 4 <= a->n_tokens; t += 4) {                                           \
-            NAME##_by_4(a, t);                                                           \
-        }                                                                                \
-        for (; t < a->n_tokens; t++) {                                                   \
-            NAME##_by_1(a, t);                                                           \
-        }                                                                                \
+#define ROW_WISE(KIND, NAME)                                                                                                   \
+    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 4); } \
+    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 1); } \
+    void matmul_rows_##NAME##_avx2(const matmul_args *a) {                                                                     \
+        int64_t t = 0;                                                                                                         \
+        for (; t + 4 <= a->n_tokens; t += 4) {                                                                                 \
+            NAME##_by_4(a, t);                                                                                                 \
+        }                                                                                                                      \
+        for (; t < a->n_tokens; t++) {                                                                                         \
+            NAME##_by_1(a, t);                                                                                                 \
+        }                                                                                                                      \
     }
 
 ROW_WISE(32, q4_0)

@@ -1,12 +1,12 @@
 /* Few tokens, AVX-512: one pass over each row of weights, as it lies in the file, for up to four tokens.
  *
- * 64 columns at a time: vpdpbusd leaves sixteen sums of four products, exact. Blocks of 32 scale these by float; super-blocks of
- * 256 first by their integer scales and by float once per super-block. */
+ * 64 columns at a time: vpdpbusd leaves sixteen sums of four products, exact. Blocks of 32 scale these by float; super-blocks
+ * of 256 first by their integer scales and by float once per super-block. */
 #include "kernels/matmul_unpack_avx512.h"
 
 #include "kernels/fill.h"
-#include "kernels/matmul_parts.h"
 #include "kernels/matmul_avx512.h"
+#include "kernels/matmul_parts.h"
 
 enum { PASS_TOKENS = 4 };
 
@@ -55,8 +55,8 @@ typedef struct sums_32 {
 } sums_32;
 
 /* Up to eight blocks from block g (a multiple of 8) on. */
-INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum, const uint8_t *b,
-                          int64_t g, int n_blocks, int n, sums_32 *s) {
+INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
+                          const uint8_t *b, int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
     fetch_rows_ahead(b, 8 * type->bytes);
     const __m512i pair = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
@@ -128,7 +128,8 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
         sum[t] = act_sums_16(token_row(a, t0 + t), a->k);
     }
     /* Lanes of 16 columns: group 4 j + i of 16 sits in quarter i of chunk j; two chunks packed to 16 bits share a register. */
-    const __m512i narrow = _mm512_set_epi16(7, 7, 7, 7, 3, 3, 3, 3, 6, 6, 6, 6, 2, 2, 2, 2, 5, 5, 5, 5, 1, 1, 1, 1, 4, 4, 4, 4, 0, 0, 0, 0);
+    const __m512i narrow =
+        _mm512_set_epi16(7, 7, 7, 7, 3, 3, 3, 3, 6, 6, 6, 6, 2, 2, 2, 2, 5, 5, 5, 5, 1, 1, 1, 1, 4, 4, 4, 4, 0, 0, 0, 0);
     const __m512i wide = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
 
     for (int64_t r = a->row0; r < a->row1; r++) {
@@ -162,15 +163,17 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
                     dot[j] = dot_64(&p, t, 4 * s + j, u[j], type->offset);
                 }
                 if (type->wide_dots) { /* |dot| <= 4 * 127 * 127, times 32 */
-                    total = _mm512_add_epi32(_mm512_add_epi32(_mm512_mullo_epi32(dot[0], scale[0]), _mm512_mullo_epi32(dot[1], scale[1])),
-                                             _mm512_add_epi32(_mm512_mullo_epi32(dot[2], scale[2]), _mm512_mullo_epi32(dot[3], scale[3])));
+                    total = _mm512_add_epi32(
+                        _mm512_add_epi32(_mm512_mullo_epi32(dot[0], scale[0]), _mm512_mullo_epi32(dot[1], scale[1])),
+                        _mm512_add_epi32(_mm512_mullo_epi32(dot[2], scale[2]), _mm512_mullo_epi32(dot[3], scale[3])));
                 } else { /* |dot| <= 4 * 32 * 127: packs does not saturate */
                     total = _mm512_madd_epi16(_mm512_packs_epi32(dot[0], dot[1]), scale[0]);
                     total = _mm512_dpwssd_epi32(total, _mm512_packs_epi32(dot[2], dot[3]), scale[1]);
                 }
                 dots[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(h.d * dx[t][s]), dots[t]);
                 if (type->has_min) {
-                    __m256i m = _mm256_madd_epi16(h.minimum, _mm256_load_si256((const __m256i *)(const void *)(sum[t] + 16 * s)));
+                    __m256i m =
+                        _mm256_madd_epi16(h.minimum, _mm256_load_si256((const __m256i *)(const void *)(sum[t] + 16 * s)));
                     minima[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m), _mm256_set1_ps(h.dmin * dx[t][s]), minima[t]);
                 }
             }
@@ -187,21 +190,17 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
 
-#define ROW_WISE(KIND, NAME)                                                             \
-    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { \
-        pass_##KIND(a, &type_##NAME, t, 4);                                              \
-    }                                                                                    \
-    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { \
-        pass_##KIND(a, &type_##NAME, t, 1);                                              \
-    }                                                                                    \
-    void matmul_rows_##NAME##_avx512(const matmul_args *a) {                               \
-        int64_t t = 0;                                                                   \
-        for (; t + 4 <= a->n_tokens; t += 4) {                                           \
-            NAME##_by_4(a, t);                                                           \
-        }                                                                                \
-        for (; t < a->n_tokens; t++) {                                                   \
-            NAME##_by_1(a, t);                                                           \
-        }                                                                                \
+#define ROW_WISE(KIND, NAME)                                                                                                   \
+    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 4); } \
+    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 1); } \
+    void matmul_rows_##NAME##_avx512(const matmul_args *a) {                                                                   \
+        int64_t t = 0;                                                                                                         \
+        for (; t + 4 <= a->n_tokens; t += 4) {                                                                                 \
+            NAME##_by_4(a, t);                                                                                                 \
+        }                                                                                                                      \
+        for (; t < a->n_tokens; t++) {                                                                                         \
+            NAME##_by_1(a, t);                                                                                                 \
+        }                                                                                                                      \
     }
 
 ROW_WISE(32, q4_0)

@@ -21,8 +21,8 @@ static void unpack(const matmul_args *a, const tile_kernel *kernel, int64_t r0, 
 }
 
 /* While tile i of n is multiplied: the results that it adds to, and its share of the activations for the next panel. */
-static void list_lines(const matmul_args *a, const tile_kernel *kernel, int64_t r0, int64_t t0, int64_t c0, int columns, int i, int n,
-                       int n_tokens, fetch_list *list) {
+static void list_lines(const matmul_args *a, const tile_kernel *kernel, int64_t r0, int64_t t0, int64_t c0, int columns, int i,
+                       int n, int n_tokens, fetch_list *list) {
     int m = 0;
     for (int t = 0; t < n_tokens; t++) {
         for (int r = 0; r < kernel->rows; r += 16) {
@@ -43,8 +43,8 @@ static void list_lines(const matmul_args *a, const tile_kernel *kernel, int64_t 
     }
 }
 
-static void add_sums(const matmul_args *a, const tile_kernel *kernel, int64_t r0, int n_rows, int64_t t0, int n_tokens, int64_t c0,
-                     const float *sums) {
+static void add_sums(const matmul_args *a, const tile_kernel *kernel, int64_t r0, int n_rows, int64_t t0, int n_tokens,
+                     int64_t c0, const float *sums) {
     for (int t = 0; t < n_tokens; t++, sums += kernel->rows) {
         float *y = a->y + (t0 + t) * a->y_stride + r0;
         for (int r = 0; r < n_rows; r++) {

@@ -19,11 +19,11 @@ typedef struct tile {
 } tile;
 
 typedef struct panel {
-    int8_t x[TOKENS][COLUMNS + 64];     /* tokens apart in the L1 cache's sets */
+    int8_t x[TOKENS][COLUMNS + 64];      /* tokens apart in the L1 cache's sets */
     int32_t start[TOKENS][COLUMNS / 32]; /* -offset * sum of x, of a block */
-    float d[TOKENS][COLUMNS / 32];      /* of a block or super-block */
-    float d_sum[TOKENS][COLUMNS / 32];  /* d * sum of x of a block */
-    int16_t sums[TOKENS][COLUMNS / 16]; /* of groups */
+    float d[TOKENS][COLUMNS / 32];       /* of a block or super-block */
+    float d_sum[TOKENS][COLUMNS / 32];   /* d * sum of x of a block */
+    int16_t sums[TOKENS][COLUMNS / 16];  /* of groups */
 } panel;
 
 _Static_assert(sizeof(tile) % 64 == 0 && sizeof(panel) % 64 == 0, "parts are aligned to cache lines");
@@ -50,13 +50,9 @@ INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int6
         for (int b = 0; b < columns / 32; b++) {
             const size_t at = (size_t)(c0 / 32 + b) * (size_t)type->bytes;
             __m256i v[8];
-            UNROLL for (int r = 0; r < 8; r++) {
-                v[r] = type->columns(rows[half + r] + at);
-            }
+            UNROLL for (int r = 0; r < 8; r++) { v[r] = type->columns(rows[half + r] + at); }
             transpose_8x8(v);
-            UNROLL for (int i = 0; i < 8; i++) {
-                store_256(out->v[8 * b + i][half], v[i]);
-            }
+            UNROLL for (int i = 0; i < 8; i++) { store_256(out->v[8 * b + i][half], v[i]); }
             _mm256_store_ps(out->d[b] + half, type->scale(gather_rows(rows + half, at)));
             if (type->has_min) {
                 _mm256_store_ps(out->m[b] + half, half_scale(gather_rows(rows + half, at + 2)));
@@ -115,13 +111,9 @@ INLINE void unpack_tile_256(const type_256 *type, const uint8_t *const *rows, in
             const size_t at = (size_t)(c0 / 256 + s) * (size_t)type->bytes;
             UNROLL for (int j = 0; j < 8; j++) {
                 __m256i v[8];
-                UNROLL for (int r = 0; r < 8; r++) {
-                    v[r] = type->columns(rows[half + r] + at, j);
-                }
+                UNROLL for (int r = 0; r < 8; r++) { v[r] = type->columns(rows[half + r] + at, j); }
                 transpose_8x8(v);
-                UNROLL for (int i = 0; i < 8; i++) {
-                    store_256(out->v[64 * s + 8 * j + i][half], v[i]);
-                }
+                UNROLL for (int i = 0; i < 8; i++) { store_256(out->v[64 * s + 8 * j + i][half], v[i]); }
             }
             unpack_headers(type, rows, at, half, s, out);
         }
@@ -182,12 +174,10 @@ INLINE __m256i all_lanes(const void *four_bytes) { return _mm256_set1_epi32((int
 INLINE void add_group(const tile *w, const panel *p, int half, int group, int columns, int top, bool is_signed, __m256i scale,
                       __m256i total[TOKENS]) {
     const int steps = columns / 4, span = steps_in_16_bits(top);
-    const uint8_t(*fours)[ROWS][4] = w->v + group * steps;
+    const uint8_t (*fours)[ROWS][4] = w->v + group * steps;
     const int8_t *x = p->x[0] + group * columns;
     __m256i sum[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        sum[t] = _mm256_setzero_si256();
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = _mm256_setzero_si256(); }
     UNROLL for (int i = 0; i < steps; i++) {
         __m256i v = load_256(fours[i][half]);
         __m256i u = is_signed ? _mm256_abs_epi8(v) : v;
@@ -202,12 +192,10 @@ INLINE void add_group(const tile *w, const panel *p, int half, int group, int co
     }
 }
 
-INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
-                        float (*y)[ROWS]) {
+INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half,
+                        const fetch_list *soon, float (*y)[ROWS]) {
     __m256 sum[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        sum[t] = _mm256_setzero_ps();
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = _mm256_setzero_ps(); }
     for (int b = 0; b < columns / 32; b++) {
         __m256i dot[TOKENS];
         if (half == 0) {
@@ -225,23 +213,17 @@ INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, co
             }
         }
     }
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        _mm256_store_ps(y[t] + half, sum[t]);
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_store_ps(y[t] + half, sum[t]); }
 }
 
-INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
-                         float (*y)[ROWS]) {
+INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half,
+                         const fetch_list *soon, float (*y)[ROWS]) {
     const int groups = 256 / group;
     __m256 sum[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        sum[t] = _mm256_setzero_ps();
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = _mm256_setzero_ps(); }
     for (int s = 0; s < columns / 256; s++) {
         __m256i total[TOKENS];
-        UNROLL for (int t = 0; t < TOKENS; t++) {
-            total[t] = _mm256_setzero_si256();
-        }
+        UNROLL for (int t = 0; t < TOKENS; t++) { total[t] = _mm256_setzero_si256(); }
         for (int g = groups * s; g < groups * (s + 1); g++) {
             if (half == 0 && (group == TILE_STEP || g % 2 == 0)) {
                 fetch_some(soon, g * group / TILE_STEP);
@@ -268,20 +250,18 @@ INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const
             sum[t] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(p->d[t][s]), sum[t]);
         }
     }
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        _mm256_store_ps(y[t] + half, sum[t]);
-    }
+    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_store_ps(y[t] + half, sum[t]); }
 }
 
 /* Types differ here by the columns that share a scale, by the largest value, and by having minima or an offset. */
 
-#define FOR_ROWS(NAME, CALL, ...)                                                                                            \
-    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {    \
-        float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;                                                                      \
-        (void)n;                                                                                                             \
-        for (int half = 0; half < n_rows; half += 8) {                                                                       \
-            CALL(__VA_ARGS__, w, p, columns, half, soon, y);                                                                 \
-        }                                                                                                                    \
+#define FOR_ROWS(NAME, CALL, ...)                                                                                              \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {      \
+        float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;                                                                      \
+        (void)n;                                                                                                               \
+        for (int half = 0; half < n_rows; half += 8) {                                                                         \
+            CALL(__VA_ARGS__, w, p, columns, half, soon, y);                                                                   \
+        }                                                                                                                      \
     }
 
 FOR_ROWS(multiply_4_bits, multiply_32, 15, false, false)
@@ -299,21 +279,22 @@ FOR_ROWS(multiply_iq4_xs, multiply_256, 32, 127, true, false)
 /* ---- every type ------------------------------------------------------------------------------------------------------ */
 
 size_t matmul_tiles_scratch_avx2(void) {
-    const tile_kernel kernel = {.rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
+    const tile_kernel kernel = {
+        .rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
     return matmul_tiled_scratch(&kernel);
 }
 
-#define TILED(KIND, NAME, MULTIPLY)                                                                              \
-    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                  \
-        unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                \
-    }                                                                                                            \
-    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {       \
-        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                              \
-    }                                                                                                            \
-    void matmul_tiles_##NAME##_avx2(const matmul_args *a) {                                                      \
-        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,       COLUMNS, 1, sizeof(tile), \
-                                           sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                \
-        matmul_tiled(a, &kernel);                                                                                \
+#define TILED(KIND, NAME, MULTIPLY)                                                                                            \
+    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                                \
+        unpack_tile_##KIND(&type_##NAME, rows, c0, columns, out);                                                              \
+    }                                                                                                                          \
+    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {                     \
+        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                            \
+    }                                                                                                                          \
+    void matmul_tiles_##NAME##_avx2(const matmul_args *a) {                                                                    \
+        static const tile_kernel kernel = {ROWS,         TILES,         TOKENS,        COLUMNS,      1,                        \
+                                           sizeof(tile), sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                \
+        matmul_tiled(a, &kernel);                                                                                              \
     }
 
 TILED(32, q4_0, multiply_4_bits)

@@ -23,11 +23,11 @@ typedef struct tile {
 } tile;
 
 typedef struct panel {
-    int8_t x[TOKENS][COLUMNS + 64];        /* tokens apart in the L1 cache's sets */
-    int32_t start[TOKENS][COLUMNS / 16];   /* -offset * sum of x, of a block or group */
-    float d[TOKENS][COLUMNS / 32];         /* of a block or super-block */
-    float d_sum[TOKENS][COLUMNS / 32];     /* d * sum of x of a block of 32 */
-    int16_t sums[TOKENS][COLUMNS / 16];    /* of groups */
+    int8_t x[TOKENS][COLUMNS + 64];      /* tokens apart in the L1 cache's sets */
+    int32_t start[TOKENS][COLUMNS / 16]; /* -offset * sum of x, of a block or group */
+    float d[TOKENS][COLUMNS / 32];       /* of a block or super-block */
+    float d_sum[TOKENS][COLUMNS / 32];   /* d * sum of x of a block of 32 */
+    int16_t sums[TOKENS][COLUMNS / 16];  /* of groups */
 } panel;
 
 _Static_assert(sizeof(tile) % 64 == 0 && sizeof(panel) % 64 == 0, "parts are aligned to cache lines");
@@ -53,13 +53,9 @@ INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int6
         size_t at0 = first + (size_t)b * bytes;
         size_t at1 = b + 1 < n_blocks ? at0 + bytes : at0; /* the last block, if odd, fills its neighbour too; nobody looks */
         __m512i v[16];
-        UNROLL for (int r = 0; r < 16; r++) {
-            v[r] = type->columns(rows[half + r] + at0, rows[half + r] + at1);
-        }
+        UNROLL for (int r = 0; r < 16; r++) { v[r] = type->columns(rows[half + r] + at0, rows[half + r] + at1); }
         transpose_16x16(v);
-        UNROLL for (int i = 0; i < 16; i++) {
-            _mm512_store_si512(out->u[8 * b + i][half], v[i]);
-        }
+        UNROLL for (int i = 0; i < 16; i++) { _mm512_store_si512(out->u[8 * b + i][half], v[i]); }
     }
     for (int b = 0; b < n_blocks; b++) {
         size_t at = first + (size_t)b * bytes;
@@ -78,13 +74,9 @@ INLINE void unpack_tile_256(const type_256 *type, const uint8_t *const *rows, in
         const size_t at = (size_t)((c0 / 256 + s) * type->bytes);
         __m512i v[16], m[16];
         for (int j = 0; j < 4; j++) {
-            UNROLL for (int r = 0; r < 16; r++) {
-                v[r] = type->columns(rows[half + r] + at, j);
-            }
+            UNROLL for (int r = 0; r < 16; r++) { v[r] = type->columns(rows[half + r] + at, j); }
             transpose_16x16(v);
-            UNROLL for (int i = 0; i < 16; i++) {
-                _mm512_store_si512(out->u[64 * s + 16 * j + i][half], v[i]);
-            }
+            UNROLL for (int i = 0; i < 16; i++) { _mm512_store_si512(out->u[64 * s + 16 * j + i][half], v[i]); }
         }
         UNROLL for (int r = 0; r < 16; r++) {
             header_256 h = type->header(rows[half + r] + at);
@@ -184,7 +176,7 @@ INLINE void dot_group(const tile *w, const panel *p, int group, int columns, boo
     UNROLL for (int t = 0; t < n; t++) {
         dot[t][0] = dot[t][1] = offset ? _mm512_set1_epi32(p->start[t0 + t][group]) : _mm512_setzero_si512();
     }
-    const uint8_t(*fours)[ROWS][4] = w->u + group * (columns / 4);
+    const uint8_t (*fours)[ROWS][4] = w->u + group * (columns / 4);
     const int8_t *x = p->x[t0] + group * columns;
     UNROLL for (int i = 0; i < columns / 4; i++) {
         __m512i low = _mm512_load_si512(fours[i]), high = registers > 1 ? _mm512_load_si512(fours[i][16]) : low;
@@ -198,12 +190,10 @@ INLINE void dot_group(const tile *w, const panel *p, int group, int columns, boo
     }
 }
 
-INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n, const fetch_list *soon,
-                        float (*y)[ROWS]) {
+INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n,
+                        const fetch_list *soon, float (*y)[ROWS]) {
     __m512 sum[TOKENS][2];
-    UNROLL for (int t = 0; t < n; t++) {
-        sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-    }
+    UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm512_setzero_ps(); }
     for (int b = 0; b < columns / 32; b++) {
         __m512i dot[TOKENS][2];
         if (t0 == 0) {
@@ -223,9 +213,7 @@ INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns
         }
     }
     UNROLL for (int t = 0; t < n; t++) {
-        UNROLL for (int r = 0; r < registers; r++) {
-            _mm512_store_ps(y[t0 + t] + 16 * r, sum[t][r]);
-        }
+        UNROLL for (int r = 0; r < registers; r++) { _mm512_store_ps(y[t0 + t] + 16 * r, sum[t][r]); }
     }
 }
 
@@ -234,9 +222,7 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
     const int groups = 256 / group;
     for (int s = 0; s < columns / 256; s++) {
         __m512 sum[TOKENS][2];
-        UNROLL for (int t = 0; t < n; t++) {
-            sum[t][0] = sum[t][1] = _mm512_setzero_ps();
-        }
+        UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm512_setzero_ps(); }
         for (int g = groups * s; g < groups * (s + 1); g++) {
             __m512i dot[TOKENS][2];
             if (t0 == 0 && (group == TILE_STEP || g % 2 == 0)) {
@@ -257,7 +243,8 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
                     __m512i minima = _mm512_setzero_si512();
                     UNROLL for (int i = 0; i < groups / 2; i++) {
                         const int pair = groups / 2 * s + i;
-                        minima = _mm512_dpwssd_epi32(minima, _mm512_load_si512(w->minima[pair][16 * r]), all_lanes(p->sums[t0 + t] + 2 * pair));
+                        minima = _mm512_dpwssd_epi32(minima, _mm512_load_si512(w->minima[pair][16 * r]),
+                                                     all_lanes(p->sums[t0 + t] + 2 * pair));
                     }
                     sum[t][r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima), _mm512_load_ps(w->dmin[s] + 16 * r), sum[t][r]);
                 }
@@ -270,20 +257,20 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
 
 /* Types differ here only by the columns that share a scale, and by having minima or an offset. */
 
-#define FOR_TOKENS(NAME, CALL, ...)                                                                                          \
-    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {    \
-        float(*y)[ROWS] = (float(*)[ROWS])(void *)sums;                                                                      \
-        if (n_rows <= 16) {                                                                                                  \
-            CALL(__VA_ARGS__, w, p, columns, 1, 0, TOKENS, soon, y);                                                         \
-            return;                                                                                                          \
-        }                                                                                                                    \
-        int t = 0;                                                                                                           \
-        for (; t + 2 < n; t += PASS) {                                                                                       \
-            CALL(__VA_ARGS__, w, p, columns, 2, t, PASS, soon, y);                                                           \
-        }                                                                                                                    \
-        for (; t < n; t += 2) {                                                                                              \
-            CALL(__VA_ARGS__, w, p, columns, 2, t, 2, soon, y);                                                              \
-        }                                                                                                                    \
+#define FOR_TOKENS(NAME, CALL, ...)                                                                                            \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {      \
+        float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;                                                                      \
+        if (n_rows <= 16) {                                                                                                    \
+            CALL(__VA_ARGS__, w, p, columns, 1, 0, TOKENS, soon, y);                                                           \
+            return;                                                                                                            \
+        }                                                                                                                      \
+        int t = 0;                                                                                                             \
+        for (; t + 2 < n; t += PASS) {                                                                                         \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, PASS, soon, y);                                                             \
+        }                                                                                                                      \
+        for (; t < n; t += 2) {                                                                                                \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, 2, soon, y);                                                                \
+        }                                                                                                                      \
     }
 
 FOR_TOKENS(multiply_blocks, multiply_32, false)
@@ -295,19 +282,19 @@ FOR_TOKENS(multiply_groups_32_min, multiply_256, 32, true)
 
 /* ---- every type ------------------------------------------------------------------------------------------------------ */
 
-#define TILED(KIND, NAME, MULTIPLY)                                                                                      \
-    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                          \
-        for (int half = 0; half < ROWS; half += 16) {                                                                    \
-            unpack_tile_##KIND(&type_##NAME, rows, c0, columns, half, out);                                              \
-        }                                                                                                                \
-    }                                                                                                                    \
-    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {               \
-        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                      \
-    }                                                                                                                    \
-    void matmul_tiles_##NAME##_avx512(const matmul_args *a) {                                                            \
-        static const tile_kernel kernel = {ROWS,          TILES,         TOKENS,       COLUMNS, 1, sizeof(tile),         \
-                                           sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                        \
-        matmul_tiled(a, &kernel);                                                                                        \
+#define TILED(KIND, NAME, MULTIPLY)                                                                                            \
+    static void NAME##_unpack(const uint8_t *const *rows, int64_t c0, int columns, void *out) {                                \
+        for (int half = 0; half < ROWS; half += 16) {                                                                          \
+            unpack_tile_##KIND(&type_##NAME, rows, c0, columns, half, out);                                                    \
+        }                                                                                                                      \
+    }                                                                                                                          \
+    static void NAME##_panel(const void *const *x, int64_t k, int64_t c0, int columns, int n, void *out) {                     \
+        fill_panel_##KIND(&type_##NAME, x, k, c0, columns, n, out);                                                            \
+    }                                                                                                                          \
+    void matmul_tiles_##NAME##_avx512(const matmul_args *a) {                                                                  \
+        static const tile_kernel kernel = {ROWS,         TILES,         TOKENS,        COLUMNS,      1,                        \
+                                           sizeof(tile), sizeof(panel), NAME##_unpack, NAME##_panel, MULTIPLY};                \
+        matmul_tiled(a, &kernel);                                                                                              \
     }
 
 TILED(32, q4_0, multiply_blocks)
@@ -325,6 +312,7 @@ TILED(256, q6_K, multiply_groups_16)
 TILED(256, iq4_xs, multiply_groups_32)
 
 size_t matmul_tiles_scratch_avx512(void) {
-    const tile_kernel kernel = {.rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
+    const tile_kernel kernel = {
+        .rows = ROWS, .tiles = TILES, .tokens = TOKENS, .tile_bytes = sizeof(tile), .panel_bytes = sizeof(panel)};
     return matmul_tiled_scratch(&kernel);
 }

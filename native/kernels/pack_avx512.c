@@ -9,7 +9,9 @@ static inline float scale_of(uint32_t largest) {
     return largest >= 0x7f800000u ? f32_from_bits(PACK_NAN_BITS) : f32_from_bits(largest) / 127.0f;
 }
 
-static inline __m512i magnitude_bits(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
+static inline __m512i magnitude_bits(__m512 x) {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+}
 
 static inline __m512i quantize(__m512 x, __m512 d) {
     __m512 ratio = _mm512_div_ps(x, d);

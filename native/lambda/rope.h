@@ -12,8 +12,8 @@
 enum { ROPE_MAX_PAIRS = 512 };
 
 typedef struct rope_table {
-    int32_t n_rot;               /* values that turn: 2 * pairs */
-    float magnitude;             /* multiplies cos and sin (YaRN, LongRoPE); 1 elsewhere */
+    int32_t n_rot;   /* values that turn: 2 * pairs */
+    float magnitude; /* multiplies cos and sin (YaRN, LongRoPE); 1 elsewhere */
     uint64_t turns[ROPE_MAX_PAIRS];
 } rope_table;
 
@@ -21,12 +21,12 @@ typedef enum rope_scaling { ROPE_SCALING_NONE = 0, ROPE_SCALING_LINEAR = 1, ROPE
 
 typedef struct rope_params {
     int32_t n_rot;
-    double theta;              /* base */
-    const float *factors;      /* [n_rot / 2], each divides its frequency (rope_freqs.weight: Llama 3); NULL: none */
+    double theta;         /* base */
+    const float *factors; /* [n_rot / 2], each divides its frequency (rope_freqs.weight: Llama 3); NULL: none */
     rope_scaling scaling;
-    double factor;             /* linear, YaRN: by how much the context was stretched */
-    double original_context;   /* YaRN */
-    double attention_factor;   /* YaRN: multiplies the usual magnitude; 1 */
+    double factor;               /* linear, YaRN: by how much the context was stretched */
+    double original_context;     /* YaRN */
+    double attention_factor;     /* YaRN: multiplies the usual magnitude; 1 */
     double beta_fast, beta_slow; /* YaRN (arXiv 2309.00071, section 3.2): 32, 1 */
 } rope_params;
 

@@ -42,7 +42,8 @@ static const float *bind_vector(binder *b, const char *name, int64_t n, bool req
         return NULL;
     }
     if (tensor->type->type != QUANT_F32) {
-        b->status = fail(b->error, LMI_UNSUPPORTED, "tensor %s is %s; norms and biases must be F32", b->name, tensor->type->name);
+        b->status =
+            fail(b->error, LMI_UNSUPPORTED, "tensor %s is %s; norms and biases must be F32", b->name, tensor->type->name);
         return NULL;
     }
     return (const float *)(const void *)(b->file->bytes + tensor->offset);
@@ -77,8 +78,8 @@ static void bind_layer(binder *b, const model_spec *spec, int64_t index, layer_w
         weight *target;
         int64_t rows, cols;
     } matrices[] = {
-        {"attn_q", &layer->q, q_dim, spec->n_embd},       {"attn_k", &layer->k, kv_dim, spec->n_embd},
-        {"attn_v", &layer->v, kv_dim, spec->n_embd},      {"attn_output", &layer->o, spec->n_embd, q_dim},
+        {"attn_q", &layer->q, q_dim, spec->n_embd},           {"attn_k", &layer->k, kv_dim, spec->n_embd},
+        {"attn_v", &layer->v, kv_dim, spec->n_embd},          {"attn_output", &layer->o, spec->n_embd, q_dim},
         {"ffn_gate", &layer->gate, spec->n_ff, spec->n_embd}, {"ffn_up", &layer->up, spec->n_ff, spec->n_embd},
         {"ffn_down", &layer->down, spec->n_embd, spec->n_ff},
     };

@@ -6,11 +6,11 @@
 #include "model/spec.h"
 
 typedef struct weight {
-    const void *data;       /* [rows][row_bytes], blocks of the type */
+    const void *data; /* [rows][row_bytes], blocks of the type */
     const quant_info *type;
     int64_t rows, cols;
     size_t row_bytes;
-    const float *bias;      /* [rows], or NULL */
+    const float *bias; /* [rows], or NULL */
 } weight;
 
 typedef struct layer_weights {
@@ -23,12 +23,12 @@ typedef struct layer_weights {
 } layer_weights;
 
 typedef struct model_weights {
-    weight embedding;            /* [n_vocab][n_embd] */
-    const float *output_norm;    /* [n_embd] */
-    weight output;               /* [n_vocab][n_embd]; the embedding itself where they are tied */
-    layer_weights *layers;       /* [n_layers] */
-    const float *rope_factors;   /* [n_rot / 2], or NULL */
-    uint64_t n_bytes;            /* of all tensors */
+    weight embedding;          /* [n_vocab][n_embd] */
+    const float *output_norm;  /* [n_embd] */
+    weight output;             /* [n_vocab][n_embd]; the embedding itself where they are tied */
+    layer_weights *layers;     /* [n_layers] */
+    const float *rope_factors; /* [n_rot / 2], or NULL */
+    uint64_t n_bytes;          /* of all tensors */
     uint64_t n_parameters;
 } model_weights;
 

@@ -12,8 +12,10 @@ enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
 static const struct {
     const char *name, *why;
 } without_lambda[] = {
-    {"mamba", "its layers keep a state instead of keys and values"},   {"mamba2", "its layers keep a state instead of keys and values"},
-    {"rwkv6", "its layers keep a state instead of keys and values"},   {"rwkv7", "its layers keep a state instead of keys and values"},
+    {"mamba", "its layers keep a state instead of keys and values"},
+    {"mamba2", "its layers keep a state instead of keys and values"},
+    {"rwkv6", "its layers keep a state instead of keys and values"},
+    {"rwkv7", "its layers keep a state instead of keys and values"},
     {"deepseek2", "its keys are compressed across heads (MLA)"},
 };
 
@@ -37,8 +39,8 @@ static lmi_status find_architecture(const gguf *file, const architecture **arch,
     int shown = name.size < 64 ? (int)name.size : 64;
     for (size_t i = 0; i < sizeof without_lambda / sizeof *without_lambda; i++) {
         if (text_is(name, without_lambda[i].name)) {
-            fail(error, LMI_UNSUPPORTED, "architecture \"%.*s\" is not supported: %s, so a window over them does not apply", shown,
-                 name.data, without_lambda[i].why);
+            fail(error, LMI_UNSUPPORTED, "architecture \"%.*s\" is not supported: %s, so a window over them does not apply",
+                 shown, name.data, without_lambda[i].why);
             remedy(error, "Supported: %s.", supported);
             return LMI_UNSUPPORTED;
         }
@@ -78,8 +80,8 @@ static void refuse_int_above(reader *r, const char *suffix, int64_t max, const c
     int64_t value = 0;
     read_int(r, suffix, GGUF_OPTIONAL, INT64_MIN, INT64_MAX, &value);
     if (r->status == LMI_OK && value > max) {
-        r->status = fail(r->error, LMI_UNSUPPORTED, "%s is not supported for architecture \"%s\" (%s = %lld)", what, r->prefix, r->key,
-                         (long long)value);
+        r->status = fail(r->error, LMI_UNSUPPORTED, "%s is not supported for architecture \"%s\" (%s = %lld)", what, r->prefix,
+                         r->key, (long long)value);
     }
 }
 
@@ -145,8 +147,8 @@ lmi_status model_spec_read(const gguf *file, model_spec *spec, lmi_error *error)
     }
     spec->norm_eps = (float)eps;
     if (spec->n_heads % spec->n_kv_heads != 0) {
-        return fail(error, LMI_BAD_FORMAT, "%lld query heads cannot share %lld key-value heads evenly", (long long)spec->n_heads,
-                    (long long)spec->n_kv_heads);
+        return fail(error, LMI_BAD_FORMAT, "%lld query heads cannot share %lld key-value heads evenly",
+                    (long long)spec->n_heads, (long long)spec->n_kv_heads);
     }
     spec->head_dim = spec->n_embd / spec->n_heads;
     if (gguf_find_key(file, key_of(&r, "attention.key_length")) == NULL && spec->n_embd % spec->n_heads != 0) {

@@ -38,8 +38,8 @@ const step *model_steps(const model_spec *spec, const model_weights *weights, ar
                          .w = {&layer->q, &layer->k, &layer->v},
                          .out = {BUFFER_Q, BUFFER_K, BUFFER_V}};
         *next++ = (step){.kind = STEP_ATTEND, .layer = i, .in = BUFFER_Q, .n_outputs = 1, .out = {BUFFER_A}};
-        *next++ = (step){
-            .kind = STEP_LINEAR_ADD, .layer = i, .in = BUFFER_A, .n_outputs = 1, .w = {&layer->o}, .out = {BUFFER_X}};
+        *next++ =
+            (step){.kind = STEP_LINEAR_ADD, .layer = i, .in = BUFFER_A, .n_outputs = 1, .w = {&layer->o}, .out = {BUFFER_X}};
         *next++ = (step){.kind = STEP_GATED,
                          .layer = i,
                          .in = BUFFER_X,
@@ -47,8 +47,8 @@ const step *model_steps(const model_spec *spec, const model_weights *weights, ar
                          .n_outputs = 1,
                          .w = {&layer->gate, &layer->up},
                          .out = {BUFFER_H}};
-        *next++ = (step){
-            .kind = STEP_LINEAR_ADD, .layer = i, .in = BUFFER_H, .n_outputs = 1, .w = {&layer->down}, .out = {BUFFER_X}};
+        *next++ =
+            (step){.kind = STEP_LINEAR_ADD, .layer = i, .in = BUFFER_H, .n_outputs = 1, .w = {&layer->down}, .out = {BUFFER_X}};
     }
     *next++ = (step){.kind = STEP_LINEAR,
                      .in = BUFFER_X,

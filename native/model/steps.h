@@ -15,24 +15,24 @@
 
 typedef enum step_kind { STEP_EMBED, STEP_LINEAR, STEP_ATTEND, STEP_LINEAR_ADD, STEP_GATED } step_kind;
 
-typedef enum step_buffer { /* rows of float32, one per token of the chunk */
-    BUFFER_X,              /* [n_embd] the residual stream */
-    BUFFER_Q,              /* [n_heads * head_dim] */
-    BUFFER_K,              /* [n_kv_heads * head_dim] */
-    BUFFER_V,              /* [n_kv_heads * head_dim] */
-    BUFFER_A,              /* [n_heads * head_dim] */
-    BUFFER_H,              /* [n_ff] */
-    BUFFER_LOGITS,         /* [n_vocab], only for the rows that are asked for */
-    BUFFER_COUNT
+typedef enum step_buffer {                /* rows of float32, one per token of the chunk */
+                           BUFFER_X,      /* [n_embd] the residual stream */
+                           BUFFER_Q,      /* [n_heads * head_dim] */
+                           BUFFER_K,      /* [n_kv_heads * head_dim] */
+                           BUFFER_V,      /* [n_kv_heads * head_dim] */
+                           BUFFER_A,      /* [n_heads * head_dim] */
+                           BUFFER_H,      /* [n_ff] */
+                           BUFFER_LOGITS, /* [n_vocab], only for the rows that are asked for */
+                           BUFFER_COUNT
 } step_buffer;
 
 enum { STEP_MAX_OUTPUTS = 3 };
 
 typedef struct step {
     step_kind kind;
-    int32_t layer;             /* ATTEND: whose context */
+    int32_t layer; /* ATTEND: whose context */
     step_buffer in;
-    const float *norm;         /* [width of in], applied before the weights; NULL: none */
+    const float *norm; /* [width of in], applied before the weights; NULL: none */
     int32_t n_outputs;
     const weight *w[STEP_MAX_OUTPUTS];
     step_buffer out[STEP_MAX_OUTPUTS]; /* GATED: w = gate, up; one output */

@@ -37,7 +37,7 @@ _Static_assert(sizeof(block_iq4_nl) == 18, "iq4_nl");
 _Static_assert(sizeof(block_iq4_xs) == 136, "iq4_xs");
 _Static_assert(sizeof(block_mxfp4) == 17, "mxfp4");
 
-extern const int8_t quant_iq4_values[16]; /* IQ4_NL, IQ4_XS */
+extern const int8_t quant_iq4_values[16];   /* IQ4_NL, IQ4_XS */
 extern const int8_t quant_mxfp4_values[16]; /* twice the E2M1 values: 0 1 2 3 4 6 8 12 and their negatives */
 
 #endif

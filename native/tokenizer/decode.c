@@ -94,10 +94,10 @@ size_t tokenizer_token_text(const tokenizer *t, int32_t token, bool special, cha
 struct lmi_decoder {
     const tokenizer *t;
     bool special;
-    size_t n_held; /* bytes of a character that is not whole yet, at the start of `bytes` */
-    uint8_t *bytes; /* [3 + longest] */
+    size_t n_held;   /* bytes of a character that is not whole yet, at the start of `bytes` */
+    uint8_t *bytes;  /* [3 + longest] */
     size_t capacity; /* of bytes */
-    char *text; /* [3 * capacity + 1] */
+    char *text;      /* [3 * capacity + 1] */
 };
 
 lmi_status decoder_open(const tokenizer *t, bool special, decoder **out, lmi_error *error) {

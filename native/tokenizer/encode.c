@@ -17,14 +17,14 @@
 
 enum {
     SLICE = 32768, /* bytes taken in at a time */
-    UNCUT = 512, /* spm: text longer than this is cut between any characters that no token joins */
+    UNCUT = 512,   /* spm: text longer than this is cut between any characters that no token joins */
     CACHE_BITS = 13,
     CACHED_TEXT = 22, /* bytes of a cached piece */
     CACHED_TOKENS = 10
 };
 
 typedef struct cached { /* what a short piece became; one cache line */
-    uint8_t size; /* 0: free */
+    uint8_t size;       /* 0: free */
     uint8_t n_tokens;
     char text[CACHED_TEXT];
     int32_t tokens[CACHED_TOKENS];
@@ -35,7 +35,7 @@ struct lmi_encoder {
     const special_list *specials;
     merger merger;
     size_t n_taken; /* tokens of merger.tokens already given out */
-    cached *cache; /* [1 << CACHE_BITS] */
+    cached *cache;  /* [1 << CACHE_BITS] */
 
     uint8_t *text; /* held: [begin, end) of it; the BLANK_SIZE bytes before `begin` may be overwritten */
     size_t begin;
@@ -43,12 +43,12 @@ struct lmi_encoder {
     size_t capacity;
     size_t retry; /* look again when this many bytes are held */
 
-    size_t plain; /* bytes from `begin` in which no special token begins */
-    bool plain_ends; /* and right after which one does, or the text ends */
-    bool prefix_due; /* spm: a blank comes before the next plain text */
-    bool strip_due; /* blanks here do not count */
-    bool blank_held; /* spm that reads runs of blanks as one: one has come, and counts if something follows */
-    bool any_text; /* and something came before */
+    size_t plain;      /* bytes from `begin` in which no special token begins */
+    bool plain_ends;   /* and right after which one does, or the text ends */
+    bool prefix_due;   /* spm: a blank comes before the next plain text */
+    bool strip_due;    /* blanks here do not count */
+    bool blank_held;   /* spm that reads runs of blanks as one: one has come, and counts if something follows */
+    bool any_text;     /* and something came before */
     size_t match_size; /* of the special token after `plain`; 0: none known */
     int32_t match;
     cuts cuts;

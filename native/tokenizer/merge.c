@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FEW = 48 }; /* characters that are merged with plain loops */
-#define DEAD UINT32_MAX /* the value of cells inside of symbols */
+enum { FEW = 48 };          /* characters that are merged with plain loops */
+#define DEAD UINT32_MAX     /* the value of cells inside of symbols */
 #define NO_LEVEL UINT64_MAX /* beyond every level */
 
 static lmi_status out_of_memory(lmi_error *error) {

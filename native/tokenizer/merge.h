@@ -9,7 +9,7 @@
 
 typedef struct merge_cell {
     uint32_t value; /* of a symbol's first cell. bpe: token; spm: byte where it begins. DEAD inside of a symbol */
-    uint32_t span; /* cells of a symbol: kept in its first and in its last cell */
+    uint32_t span;  /* cells of a symbol: kept in its first and in its last cell */
 } merge_cell;
 
 /* Tokens on their way out, and the memory that merging needs. Grows when it must and is reused. */

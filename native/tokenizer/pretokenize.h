@@ -20,15 +20,15 @@ typedef struct scan {
 
 /* Characters that a rule speaks of. */
 typedef enum char_set {
-    SET_CLASSES, /* those of rule.classes */
-    SET_PUNCTUATION, /* [\p{P}$+<=>^~|] */
+    SET_CLASSES,       /* those of rule.classes */
+    SET_PUNCTUATION,   /* [\p{P}$+<=>^~|] */
     SET_PUNCTUATION_2, /* the same and ` */
     SET_ASCII_DIGIT,
     SET_CASED_LETTER, /* of deepseek-llm: scripts that have case */
-    SET_WIDE_MARK, /* of deepseek-llm: ASCII, full-width and CJK punctuation */
-    SET_CJK, /* of deepseek-llm and -coder */
-    SET_HAN_KANA, /* of deepseek-v3 */
-    SET_BLOOM_WORD /* all but spaces and sentence marks */
+    SET_WIDE_MARK,    /* of deepseek-llm: ASCII, full-width and CJK punctuation */
+    SET_CJK,          /* of deepseek-llm and -coder */
+    SET_HAN_KANA,     /* of deepseek-v3 */
+    SET_BLOOM_WORD    /* all but spaces and sentence marks */
 } char_set;
 
 typedef struct rule rule;
@@ -39,8 +39,8 @@ struct rule {
 
     /* Rules for words. */
     uint32_t letters; /* classes that make words */
-    size_t digits; /* most digits in a piece; 0: any number */
-    int tail; /* what clings to punctuation: 0 nothing, 1 [\r\n]*, 2 [\r\n/]* */
+    size_t digits;    /* most digits in a piece; 0: any number */
+    int tail;         /* what clings to punctuation: 0 nothing, 1 [\r\n]*, 2 [\r\n/]* */
     bool contractions;
 
     /* Rules for runs: lead? member{least,most} */
@@ -58,8 +58,8 @@ typedef struct pretokenizer {
     const rule *rules;
     int n_rules;
     bool ignore_merges; /* a piece that is a token is that token, whatever the merges say */
-    bool add_bos; /* where the file does not say */
-    bool no_bos; /* has no BOS unless the file names one */
+    bool add_bos;       /* where the file does not say */
+    bool no_bos;        /* has no BOS unless the file names one */
 } pretokenizer;
 
 const pretokenizer *pretokenizer_find(text_view name); /* NULL if there is none */
@@ -69,7 +69,7 @@ const char *pretokenizer_list(char *text, size_t size);
 /* Where each rule is in its current piece. Zeroed at the start of a text and after a special token. */
 typedef struct cuts {
     size_t left[MAX_RULES]; /* bytes of the current piece still to be handed on; 0: cut anew */
-    bool shut[MAX_RULES]; /* that piece ends there */
+    bool shut[MAX_RULES];   /* that piece ends there */
 } cuts;
 
 /* Length of the next piece of s, or 0 if it depends on text still to come; then call again with more. With s->closed and
@@ -78,7 +78,7 @@ size_t pretokenize(const pretokenizer *p, cuts *c, const scan *s);
 
 /* The rules. */
 size_t scan_gpt2(const rule *r, const scan *s, bool *open);
-size_t scan_words(const rule *r, const scan *s, bool *open); /* llama-bpe, qwen2 and their kin */
+size_t scan_words(const rule *r, const scan *s, bool *open);       /* llama-bpe, qwen2 and their kin */
 size_t scan_cased_words(const rule *r, const scan *s, bool *open); /* tekken, gpt-4o: words end where capitals begin */
 size_t scan_deepseek3(const rule *r, const scan *s, bool *open);
 size_t scan_runs(const rule *r, const scan *s, bool *open);

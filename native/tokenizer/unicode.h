@@ -19,10 +19,10 @@ typedef enum unicode_class {
     UNICODE_N,
     UNICODE_P,
     UNICODE_S,
-    UNICODE_SPACE, /* \s but for the next two */
+    UNICODE_SPACE,   /* \s but for the next two */
     UNICODE_NEWLINE, /* \n and \r */
-    UNICODE_END, /* not a character: here the text ends */
-    UNICODE_MORE /* not a character: what stands here depends on text still to come */
+    UNICODE_END,     /* not a character: here the text ends */
+    UNICODE_MORE     /* not a character: what stands here depends on text still to come */
 } unicode_class;
 
 #define UNICODE_BIT(class) (1u << (class))

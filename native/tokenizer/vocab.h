@@ -20,15 +20,15 @@ typedef enum token_kind {
 } token_kind;
 
 enum {
-    TOKEN_KIND = 7, /* of tokenizer.flags */
-    TOKEN_END = 8, /* generation ends here */
+    TOKEN_KIND = 7,   /* of tokenizer.flags */
+    TOKEN_END = 8,    /* generation ends here */
     TOKEN_STRIP = 16, /* blanks after it do not count (Phi-3's special tokens) */
     TOKEN_MERGED = 32 /* some merge makes it */
 };
 
 /* Hash tables are open-addressed with linear probing, at most half full. */
 typedef struct text_slot {
-    uint32_t hash; /* high half of text_hash; the low half chooses the slot */
+    uint32_t hash;  /* high half of text_hash; the low half chooses the slot */
     uint32_t token; /* NO_TOKEN: free */
 } text_slot;
 
@@ -60,23 +60,23 @@ struct tokenizer {
     int32_t bos, eos, unk; /* -1: none */
     bool add_bos, add_eos;
     text_view *texts; /* [n_vocab] as the file has them */
-    uint8_t *flags; /* [n_vocab] */
-    size_t longest; /* bytes of the longest text */
+    uint8_t *flags;   /* [n_vocab] */
+    size_t longest;   /* bytes of the longest text */
 
     text_slot *text_slots;
     uint64_t text_mask;
 
     int32_t byte_tokens[256]; /* -1 where the vocabulary has none */
     int n_byte_tokens;
-    uint16_t byte_points[256]; /* byte-level BPE: the character that stands for a byte in token texts */
+    uint16_t byte_points[256];  /* byte-level BPE: the character that stands for a byte in token texts */
     int16_t point_bytes[0x144]; /* and back; -1 */
 
     merge_slot *merge_slots; /* bpe */
     uint64_t merge_mask;
 
-    uint32_t *levels; /* spm: [n_vocab] smaller merges first; order of -score */
-    bool space_prefix; /* spm: text begins with a blank of its own, and so does text after a special token */
-    bool single_blanks; /* spm: a run of blanks counts as one, and none at the ends of a text */
+    uint32_t *levels;      /* spm: [n_vocab] smaller merges first; order of -score */
+    bool space_prefix;     /* spm: text begins with a blank of its own, and so does text after a special token */
+    bool single_blanks;    /* spm: a run of blanks counts as one, and none at the ends of a text */
     const uint32_t *glued; /* spm: sorted characters that some token has right before U+2581 */
     size_t n_glued;
     uint64_t *neighbours; /* spm: bit set of hashed pairs of characters that stand together in some token */

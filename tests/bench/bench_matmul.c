@@ -59,19 +59,13 @@ __attribute__((target("avx2"))) static uint64_t read_all(const char *p, size_t n
 }
 
 /* Twelve independent chains of the instruction, so that only its throughput counts. */
-#define CHAINS(TYPE, ZERO, INSTRUCTIONS)                      \
-    TYPE c[12];                                               \
-    _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) {   \
-        c[i] = ZERO;                                          \
-    }                                                         \
-    for (long n = 0; n < rounds; n++) {                       \
-        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { \
-            INSTRUCTIONS;                                     \
-        }                                                     \
-    }                                                         \
-    _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) {   \
-        __asm__ volatile("" : : "v"(c[i]));                   \
-    }
+#define CHAINS(TYPE, ZERO, INSTRUCTIONS)                                                                                       \
+    TYPE c[12];                                                                                                                \
+    _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { c[i] = ZERO; }                                                     \
+    for (long n = 0; n < rounds; n++) {                                                                                        \
+        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { INSTRUCTIONS; }                                                \
+    }                                                                                                                          \
+    _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { __asm__ volatile("" : : "v"(c[i])); }
 
 __attribute__((target("avx512f,avx512vnni"))) static void spin_dpbusd(long rounds) {
     __m512i x = _mm512_set1_epi8(1);
@@ -85,7 +79,8 @@ __attribute__((target("avx512f"))) static void spin_fma_512(long rounds) {
 __attribute__((target("avx2"))) static void spin_maddubs(long rounds) {
     __m256i x = _mm256_set1_epi8(1);
     CHAINS(__m256i, _mm256_setzero_si256(),
-           __asm__ volatile("vpmaddubsw %1, %1, %%ymm15; vpmaddwd %%ymm15, %1, %%ymm15; vpaddd %%ymm15, %0, %0" : "+x"(c[i]) : "x"(x) : "xmm15"))
+           __asm__ volatile("vpmaddubsw %1, %1, %%ymm15; vpmaddwd %%ymm15, %1, %%ymm15; vpaddd %%ymm15, %0, %0" : "+x"(
+               c[i]) : "x"(x) : "xmm15"))
 }
 __attribute__((target("avx2,fma"))) static void spin_fma_256(long rounds) {
     __m256 x = _mm256_set1_ps(1);
@@ -191,8 +186,16 @@ static void bench(const kernels *table, quant_type type, void *weights, size_t s
     rows = rows > 16 ? rows / 16 * 16 : 16;
     few_rows = few_rows > 16 ? few_rows / 16 * 16 : 16;
     float *y = allocate((size_t)(rows * 4 + gemm_rows * TOKENS) * sizeof *y);
-    matmul_args a = {.w = weights, .row_bytes = row_bytes, .k = k, .row1 = rows, .x = x, .x_stride = x_stride, .n_tokens = 1, .y = y,
-                     .y_stride = rows, .scratch = allocate(table->matmul_scratch(k) + 64)};
+    matmul_args a = {.w = weights,
+                     .row_bytes = row_bytes,
+                     .k = k,
+                     .row1 = rows,
+                     .x = x,
+                     .x_stride = x_stride,
+                     .n_tokens = 1,
+                     .y = y,
+                     .y_stride = rows,
+                     .scratch = allocate(table->matmul_scratch(k) + 64)};
 
     peaks p = measure_peaks(table->isa, weights, (size_t)rows * row_bytes);
     double bytes = (double)rows * (double)row_bytes;
@@ -207,8 +210,8 @@ static void bench(const kernels *table, quant_type type, void *weights, size_t s
     a.y_stride = gemm_rows;
     double macs = (double)gemm_rows * (double)k * TOKENS / run(table, type, a, 3) * 1e-9;
     double peak = act == ACT_F32 ? p.real : p.integer;
-    printf("%-7s %6.1f GB/s %4.0f%%  x4 %6.1f  cached %6.1f   %7.1f GMAC/s %4.0f%%   read %.1f GB/s, peak %.0f GMAC/s\n", info->name, one,
-           100 * one / p.read, four, cached, macs, 100 * macs / peak, p.read, peak);
+    printf("%-7s %6.1f GB/s %4.0f%%  x4 %6.1f  cached %6.1f   %7.1f GMAC/s %4.0f%%   read %.1f GB/s, peak %.0f GMAC/s\n",
+           info->name, one, 100 * one / p.read, four, cached, macs, 100 * macs / peak, p.read, peak);
     fflush(stdout);
     free(x);
     free(values);
@@ -231,8 +234,8 @@ int main(int argc, char **argv) {
     size_t size = (size_t)(argc > 3 ? atoi(argv[3]) : 256) << 20;
     int64_t k = argc > 4 ? atoi(argv[4]) : 4096;
     void *weights = allocate(size);
-    printf("%s, K = %lld, %zu MB of weights; one token from memory, four, one from cache; 512 tokens\n", cpu_isa_name(table->isa), (long long)k,
-           size >> 20);
+    printf("%s, K = %lld, %zu MB of weights; one token from memory, four, one from cache; 512 tokens\n",
+           cpu_isa_name(table->isa), (long long)k, size >> 20);
     for (uint32_t type = 0; type < QUANT_TYPE_END; type++) {
         if (quant_find(type) != NULL && (strcmp(only, "all") == 0 || strcmp(only, quant_find(type)->name) == 0)) {
             bench(table, (quant_type)type, weights, size, k);

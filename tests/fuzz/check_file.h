@@ -6,9 +6,9 @@
 #include <stdint.h>
 
 typedef enum file_verdict {
-    FILE_REFUSED, /* by the GGUF reader */
+    FILE_REFUSED,       /* by the GGUF reader */
     FILE_MODEL_REFUSED, /* by the model: hyper-parameters, shapes, tokenizer */
-    FILE_RAN /* it read eight tokens */
+    FILE_RAN            /* it read eight tokens */
 } file_verdict;
 
 /* Ends the process, with a message, if a promise is broken; sanitizers see to the rest. */

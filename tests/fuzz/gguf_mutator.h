@@ -20,7 +20,7 @@ typedef struct gguf_map {
     struct {
         size_t begin, end;
     } keys[MUTATOR_ENTRIES], tensors[MUTATOR_ENTRIES];
-    size_t end; /* of the metadata, as far as it could be followed */
+    size_t end;  /* of the metadata, as far as it could be followed */
     size_t data; /* where the tensors' bytes begin */
 } gguf_map;
 

@@ -27,7 +27,7 @@ typedef struct builder {
     uint8_t *bytes;
     size_t size, capacity;
     uint64_t alignment; /* of tensors; 0: 32 */
-    uint64_t next; /* offset of the next tensor, from the start of the data */
+    uint64_t next;      /* offset of the next tensor, from the start of the data */
     int n_tensors;
     struct {
         uint32_t type;

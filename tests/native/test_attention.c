@@ -149,7 +149,7 @@ static void round_like_kernel(const fixture *f, const float *q, double *rounded)
 
 typedef struct errors {
     double output, log_sum; /* largest, as a share of what is allowed */
-    double moved, of; /* sums of squares: what rounding the query to 16 bits changes, and the output */
+    double moved, of;       /* sums of squares: what rounding the query to 16 bits changes, and the output */
 } errors;
 static errors worst[5][KV_TYPES];
 
@@ -315,8 +315,8 @@ static void check_cases(const kernels *k, lmi_kv_type type) {
         for (int64_t group = 1; group <= 9; group++) { /* decode, wrapped: the seam at every place of a tile */
             ring_case(k, type, d, 130 + group, 100, 1, group, 1000 + 3 * group, 0, -1, &seed);
         }
-        ring_case(k, type, d, 96, 96, 1, 4, 40, 0, -1, &seed); /* not full yet */
-        ring_case(k, type, d, 96, 96, 1, 2, 0, 0, -1, &seed); /* one token */
+        ring_case(k, type, d, 96, 96, 1, 4, 40, 0, -1, &seed);       /* not full yet */
+        ring_case(k, type, d, 96, 96, 1, 2, 0, 0, -1, &seed);        /* one token */
         ring_case(k, type, d, 300, 257, 1, 5, 777, 128, 256, &seed); /* a segment */
         ring_case(k, type, d, 300, 257, 1, 3, 777, 256, 300, &seed);
         ring_case(k, type, d, 163, 100, 64, 1, 500, 0, -1, &seed); /* prefill across the seam */

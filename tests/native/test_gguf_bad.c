@@ -410,9 +410,9 @@ static void test_shapes(void) {
         }
     }
     static const uint64_t products[][4] = {
-        {(uint64_t)1 << 40, (uint64_t)1 << 40, 1, 1}, /* 2^80: 65,536 times zero when it wraps */
-        {(uint64_t)1 << 32, (uint64_t)1 << 32, 1, 1}, /* 2^64: wraps to 0 */
-        {(uint64_t)1 << 32, (uint64_t)1 << 31, 1, 1}, /* 2^63: negative as int64 */
+        {(uint64_t)1 << 40, (uint64_t)1 << 40, 1, 1},                          /* 2^80: 65,536 times zero when it wraps */
+        {(uint64_t)1 << 32, (uint64_t)1 << 32, 1, 1},                          /* 2^64: wraps to 0 */
+        {(uint64_t)1 << 32, (uint64_t)1 << 31, 1, 1},                          /* 2^63: negative as int64 */
         {(uint64_t)1 << 16, (uint64_t)1 << 16, (uint64_t)1 << 16, 65537 << 1}, /* wraps to something small */
         {(uint64_t)1 << 40, (uint64_t)1 << 20, 1024, 1024},
     };

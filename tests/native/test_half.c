@@ -83,7 +83,7 @@ static void test_boundaries(void) {
 static void test_random(void) {
     uint64_t random = 7;
     for (int i = 0; i < 300000; i++) {
-        check_rounding(f32_from_bits((uint32_t)check_random(&random))); /* any float */
+        check_rounding(f32_from_bits((uint32_t)check_random(&random)));                          /* any float */
         check_rounding((float)(check_normal(&random) * exp2(check_uniform(&random) * 42 - 26))); /* those that fit */
     }
 }

@@ -1,15 +1,13 @@
-/* Matmul and activation packing of every type on every instruction set of this machine, against float64.
+/* The matmul of every type on every instruction set of this machine, against float64.
  *
- * The oracle multiplies the decoded weights (quant_find) with the *same* int8 activations in double. A kernel may then differ by the
- * rounding of float32 sums only, which a dropped column or a wrong scale exceeds a thousandfold; the error of quantising the
- * activations is a budget of its own. Weights, packed rows and scratch end at an unreadable page. */
+ * The oracle multiplies the decoded weights (quant_find) with the *same* int8 activations in double. A kernel may then differ
+ * by the rounding of float32 sums only, which a dropped column or a wrong scale exceeds a thousandfold; the error of quantising
+ * the activations is a budget of its own (test_pack.c). Weights, packed rows and scratch end at an unreadable page. */
 #define _GNU_SOURCE
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "base/cpu.h"
 #include "base/half.h"
 #include "check.h"
+#include "fence.h"
 #include "kernels/kernels.h"
 #include "quant/blocks.h"
 
@@ -33,27 +31,17 @@ static const kernels *columns[ISAS]; /* [0] unused; NULL where this machine has 
 /* Where a block keeps its half-float scales, and its quantised values: what a test may set without knowing the rest. */
 typedef struct layout {
     quant_type type;
-    int d, m;      /* offsets of the scale and of the scale of minima (or the minimum); -1: none */
-    int q0, q1;    /* bytes q0..q1-1 are quantised values, and */
-    int h0, h1;    /* h0..h1-1 their high bits */
+    int d, m;   /* offsets of the scale and of the scale of minima (or the minimum); -1: none */
+    int q0, q1; /* bytes q0..q1-1 are quantised values, and */
+    int h0, h1; /* h0..h1-1 their high bits */
 } layout;
 
 static const layout layouts[] = {
-    {QUANT_F32, -1, -1, 0, 0, 0, 0},
-    {QUANT_F16, -1, -1, 0, 0, 0, 0},
-    {QUANT_BF16, -1, -1, 0, 0, 0, 0},
-    {QUANT_Q4_0, 0, -1, 2, 18, 0, 0},
-    {QUANT_Q4_1, 0, 2, 4, 20, 0, 0},
-    {QUANT_Q5_0, 0, -1, 6, 22, 2, 6},
-    {QUANT_Q5_1, 0, 2, 8, 24, 4, 8},
-    {QUANT_Q8_0, 0, -1, 2, 34, 0, 0},
-    {QUANT_IQ4_NL, 0, -1, 2, 18, 0, 0},
-    {QUANT_MXFP4, -1, -1, 1, 17, 0, 0},
-    {QUANT_Q2_K, 80, 82, 16, 80, 0, 0},
-    {QUANT_Q3_K, 108, -1, 32, 96, 0, 32},
-    {QUANT_Q4_K, 0, 2, 16, 144, 0, 0},
-    {QUANT_Q5_K, 0, 2, 48, 176, 16, 48},
-    {QUANT_Q6_K, 208, -1, 0, 128, 128, 192},
+    {QUANT_F32, -1, -1, 0, 0, 0, 0},     {QUANT_F16, -1, -1, 0, 0, 0, 0},     {QUANT_BF16, -1, -1, 0, 0, 0, 0},
+    {QUANT_Q4_0, 0, -1, 2, 18, 0, 0},    {QUANT_Q4_1, 0, 2, 4, 20, 0, 0},     {QUANT_Q5_0, 0, -1, 6, 22, 2, 6},
+    {QUANT_Q5_1, 0, 2, 8, 24, 4, 8},     {QUANT_Q8_0, 0, -1, 2, 34, 0, 0},    {QUANT_IQ4_NL, 0, -1, 2, 18, 0, 0},
+    {QUANT_MXFP4, -1, -1, 1, 17, 0, 0},  {QUANT_Q2_K, 80, 82, 16, 80, 0, 0},  {QUANT_Q3_K, 108, -1, 32, 96, 0, 32},
+    {QUANT_Q4_K, 0, 2, 16, 144, 0, 0},   {QUANT_Q5_K, 0, 2, 48, 176, 16, 48}, {QUANT_Q6_K, 208, -1, 0, 128, 128, 192},
     {QUANT_IQ4_XS, 0, -1, 8, 136, 0, 0},
 };
 enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
@@ -90,34 +78,12 @@ static void random_weights(const layout *l, const quant_info *info, uint8_t *byt
         default:
             put_half(bytes + at + l->d, 0.001f + 0.05f * (float)check_uniform(seed));
             if (l->m >= 0) {
-                put_half(bytes + at + l->m, (l->type == QUANT_Q4_1 || l->type == QUANT_Q5_1 ? -0.4f : 0.02f) * (float)check_uniform(seed));
+                put_half(bytes + at + l->m,
+                         (l->type == QUANT_Q4_1 || l->type == QUANT_Q5_1 ? -0.4f : 0.02f) * (float)check_uniform(seed));
             }
         }
     }
 }
-
-/* ---- memory that ends at an unreadable page -------------------------------------------------------------------------- */
-
-typedef struct fence {
-    char *base;
-    size_t size; /* readable bytes */
-} fence;
-
-static fence fence_new(size_t size) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    fence f = {NULL, (size + page - 1) / page * page};
-    void *base = mmap(NULL, f.size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED || mprotect((char *)base + f.size, page, PROT_NONE) != 0) {
-        perror("mmap");
-        exit(2);
-    }
-    f.base = base;
-    return f;
-}
-
-static void *fence_last(const fence *f, size_t size) { return f->base + f->size - size; }
-
-static void fence_free(fence *f) { munmap(f->base, f->size + (size_t)sysconf(_SC_PAGESIZE)); }
 
 /* ---- one case: a type, K, weights, tokens ----------------------------------------------------------------------------- */
 
@@ -127,10 +93,10 @@ typedef struct problem {
     act_kind act;
     int64_t k, rows, tokens;
     size_t row_bytes, x_stride;
-    uint8_t *w;          /* [rows][row_bytes] */
-    char *x;             /* [tokens][x_stride], packed */
-    double *want;        /* [tokens][rows] */
-    double *size;        /* [tokens][rows]: sum of |terms| */
+    uint8_t *w;   /* [rows][row_bytes] */
+    char *x;      /* [tokens][x_stride], packed */
+    double *want; /* [tokens][rows] */
+    double *size; /* [tokens][rows]: sum of |terms| */
     fence w_fence, x_fence;
 } problem;
 
@@ -200,7 +166,12 @@ static void solve(problem *p) {
 }
 
 static problem problem_new(const layout *l, int64_t k, int64_t rows, int64_t tokens) {
-    problem p = {.layout = l, .info = quant_find(l->type), .act = columns[LMI_ISA_REF]->act[l->type], .k = k, .rows = rows, .tokens = tokens};
+    problem p = {.layout = l,
+                 .info = quant_find(l->type),
+                 .act = columns[LMI_ISA_REF]->act[l->type],
+                 .k = k,
+                 .rows = rows,
+                 .tokens = tokens};
     p.row_bytes = row_bytes_of(p.info, k);
     p.x_stride = act_row_bytes(p.act, k);
     p.w_fence = fence_new(p.row_bytes * (size_t)rows);
@@ -235,9 +206,10 @@ static void random_tokens(problem *p, uint64_t *seed) {
     free(x);
 }
 
-/* Rows row0..row1 of the last `rows` of the weights (so that the end of the tensor is at the fence) times n tokens, which are the
- * last n. y: [n][y_stride]. */
-static void run_part(const problem *p, const kernels *table, int64_t rows, int64_t row0, int64_t row1, int64_t n, float *y, int64_t y_stride) {
+/* Rows row0..row1 of the last `rows` of the weights (so that the end of the tensor is at the fence) times the last n tokens.
+ * y: [n][y_stride]. */
+static void run_part(const problem *p, const kernels *table, int64_t rows, int64_t row0, int64_t row1, int64_t n, float *y,
+                     int64_t y_stride) {
     size_t scratch_bytes = table->matmul_scratch(p->k);
     fence scratch = fence_new(scratch_bytes + 64);
     CHECK(scratch_bytes % 64 == 0);
@@ -271,7 +243,7 @@ static float *new_y(int64_t size) {
 
 static bool same_bits(float a, float b) { return f32_to_bits(a) == f32_to_bits(b); }
 
-/* The whole problem on one table: fills got [tokens][rows] and holds it to the bound; `ulps` times 2^-24 of the size of the sum. */
+/* The whole problem on one table: fills got [tokens][rows] and holds it to `ulps` times 2^-24 of the size of the sum. */
 static void check_bound(const problem *p, const kernels *table, int64_t n, double ulps, float *got) {
     const char *isa = cpu_isa_name(table->isa);
     run_part(p, table, p->rows, 0, p->rows, n, got, p->rows);
@@ -286,7 +258,8 @@ static void check_bound(const problem *p, const kernels *table, int64_t n, doubl
             worst = excess > worst || excess != excess ? excess : worst;
         }
     }
-    CHECK(worst <= ulps, "%s %s k %lld tokens %lld: %.3g x 2^-24 of the terms", p->info->name, isa, (long long)p->k, (long long)n, worst);
+    CHECK(worst <= ulps, "%s %s k %lld tokens %lld: %.3g x 2^-24 of the terms", p->info->name, isa, (long long)p->k,
+          (long long)n, worst);
     CHECK(error <= 1e-12 * energy, "%s %s k %lld tokens %lld: NMSE %.3g", p->info->name, isa, (long long)p->k, (long long)n,
           error / energy);
 }
@@ -350,11 +323,7 @@ static void test_shapes(const layout *l, int64_t k, uint64_t seed) {
         }
         float *tiled = new_y(tokens * MAX_ROWS), *row_wise = new_y(tokens * MAX_ROWS);
         check_bound(&p, columns[isa], tokens, 8, tiled);
-        for (int64_t n = 8; n <= tokens; n += 8) { /* the last 8, the last 16, ... : only the newest 8 lines matter */
-            if (n == 8) {
-                check_bound(&p, columns[isa], n, 8, row_wise + (tokens - n) * MAX_ROWS);
-            }
-        }
+        check_bound(&p, columns[isa], 8, 8, row_wise + (tokens - 8) * MAX_ROWS);
         for (size_t i = 0; i < n_counts; i++) {
             const float *whole = counts[i] <= 8 ? row_wise : tiled;
             for (size_t j = 0; j < sizeof row_counts / sizeof *row_counts; j++) {
@@ -372,9 +341,32 @@ static void test_shapes(const layout *l, int64_t k, uint64_t seed) {
     problem_free(&p);
 }
 
+/* More rows than are unpacked at a time, whole and in pieces. */
+static void test_many_rows(const layout *l, uint64_t seed) {
+    enum { ROWS = 300, TOKENS = 14, PIECE = 48 };
+    problem p = problem_new(l, 512, ROWS, TOKENS);
+    random_weights(l, p.info, p.w, p.row_bytes * ROWS, &seed);
+    random_tokens(&p, &seed);
+    solve(&p);
+    for (int isa = LMI_ISA_REF; isa < ISAS; isa++) {
+        if (columns[isa] == NULL) {
+            continue;
+        }
+        float *whole = new_y(TOKENS * ROWS), *pieces = new_y(TOKENS * ROWS);
+        check_bound(&p, columns[isa], TOKENS, 8, whole);
+        for (int64_t r = 0; r < ROWS; r += PIECE) {
+            run_part(&p, columns[isa], ROWS, r, r + PIECE < ROWS ? r + PIECE : ROWS, TOKENS, pieces, ROWS);
+        }
+        CHECK(memcmp(whole, pieces, TOKENS * ROWS * sizeof *whole) == 0, "%s %s", p.info->name, cpu_isa_name((lmi_isa)isa));
+        free(whole);
+        free(pieces);
+    }
+    problem_free(&p);
+}
+
 /* ---- whole numbers ------------------------------------------------------------------------------------------------------ */
 
-/* With scales of 1 and activations that are whole numbers, the result is a whole number below 2^24: every instruction set must hit it. */
+/* With scales of 1 and activations that are whole numbers, the result is a whole number below 2^24: everyone must hit it. */
 static void test_integers(const layout *l, int64_t k, uint64_t seed) {
     problem p = problem_new(l, k, MAX_ROWS, 17);
     if (p.act == ACT_F32) {
@@ -406,7 +398,8 @@ static void test_integers(const layout *l, int64_t k, uint64_t seed) {
             for (int64_t i = 0; i < n * MAX_ROWS; i++) {
                 wrong += (double)y[i] != p.want[(p.tokens - n) * MAX_ROWS + i];
             }
-            CHECK(wrong == 0, "%s %s tokens %lld: %ld whole numbers are wrong", p.info->name, cpu_isa_name((lmi_isa)isa), (long long)n, wrong);
+            CHECK(wrong == 0, "%s %s tokens %lld: %ld whole numbers are wrong", p.info->name, cpu_isa_name((lmi_isa)isa),
+                  (long long)n, wrong);
             free(y);
         }
     }
@@ -532,8 +525,8 @@ static void test_strange_activations(const layout *l, int64_t k, uint64_t seed) 
                         wrong += !(fabs((double)y[j] - p.want[from]) <= 8 * 0x1p-24 * p.size[from] + 1e-36);
                     }
                 }
-                CHECK(wrong == 0, "%s %s tokens %lld activation %g: %ld wrong", p.info->name, cpu_isa_name((lmi_isa)isa), (long long)n,
-                      (double)values[i], wrong);
+                CHECK(wrong == 0, "%s %s tokens %lld activation %g: %ld wrong", p.info->name, cpu_isa_name((lmi_isa)isa),
+                      (long long)n, (double)values[i], wrong);
             }
         }
     }
@@ -542,101 +535,7 @@ static void test_strange_activations(const layout *l, int64_t k, uint64_t seed) 
     problem_free(&p);
 }
 
-/* ---- packing -------------------------------------------------------------------------------------------------------------- */
-
-/* Bit for bit the same on every instruction set, and what activation.h says, computed in another way. */
-static void check_packed_block(const float *x, int n, const int8_t *q, float d) {
-    double largest = 0;
-    bool finite = true;
-    for (int i = 0; i < n; i++) {
-        finite = finite && isfinite(x[i]);
-        largest = fabs((double)x[i]) > largest ? fabs((double)x[i]) : largest;
-    }
-    CHECK(finite ? same_bits(d, (float)(largest / 127)) : isnan(d), "scale %g of largest %g", (double)d, largest);
-    for (int i = 0; i < n; i++) {
-        double want = d > 0 ? fmax(-127, fmin(127, nearbyint((double)(x[i] / d)))) : 0;
-        CHECK(q[i] == want, "q %d of %g / %g", q[i], (double)x[i], (double)d);
-    }
-}
-
-static void test_pack(act_kind kind, int64_t k, uint64_t seed) {
-    size_t bytes = act_row_bytes(kind, k);
-    fence x_fence = fence_new((size_t)k * sizeof(float)), row_fence = fence_new(bytes);
-    float *x = fence_last(&x_fence, (size_t)k * sizeof(float));
-    char *row = fence_last(&row_fence, bytes), *first = allocate(bytes);
-    int group = kind == ACT_Q8_32 ? 32 : 256;
-    for (int round = 0; round < 12; round++) {
-        for (int64_t c = 0; c < k; c++) {
-            float v = (float)check_normal(&seed);
-            v = round == 1 ? 0.0f : round == 2 ? v * 1e-42f : round == 3 ? v * 1e36f : v;
-            v = round == 4 ? (float)((int)(check_random(&seed) % 509) - 254) * 0.5f : v; /* ties */
-            v = round == 5 && c % 77 == 3 ? INFINITY : round == 6 && c % 300 == 11 ? NAN : v;
-            v = round == 7 ? v * powf(10.0f, (float)(c / group % 60 - 30)) : v;
-            x[c] = round == 8 ? (c % 2 ? -0.0f : 1e-45f) : v;
-        }
-        for (int isa = LMI_ISA_REF; isa < ISAS; isa++) {
-            if (columns[isa] == NULL) {
-                continue;
-            }
-            memset(row, 0xa5, bytes);
-            columns[isa]->pack[kind](x, k, row);
-            if (isa == LMI_ISA_REF) {
-                memcpy(first, row, bytes);
-            }
-            CHECK(memcmp(row, first, bytes) == 0, "kind %d k %lld round %d: %s packs differently", kind, (long long)k, round,
-                  cpu_isa_name((lmi_isa)isa));
-        }
-        if (kind == ACT_F32) {
-            CHECK(memcmp(first, x, (size_t)k * sizeof *x) == 0);
-            continue;
-        }
-        for (int64_t b = 0; b < k / group; b++) {
-            check_packed_block(x + group * b, group, act_q8(first) + group * b, act_scales(first, k)[b]);
-        }
-        int part = kind == ACT_Q8_32 ? 32 : 16;
-        for (int64_t g = 0; g < k / part; g++) {
-            int sum = 0;
-            for (int i = 0; i < part; i++) {
-                sum += act_q8(first)[part * g + i];
-            }
-            CHECK(sum == (kind == ACT_Q8_32 ? act_sums_32(first, k)[g] : act_sums_16(first, k)[g]));
-        }
-    }
-    fence_free(&x_fence);
-    fence_free(&row_fence);
-    free(first);
-}
-
-/* The budget of quantising Gaussian activations: the squared error of the result relative to its square. */
-static void test_quantization_budget(void) {
-    static const struct {
-        act_kind kind;
-        double budget;
-    } cases[] = {{ACT_Q8_32, 4e-5}, {ACT_Q8_256, 6e-5}};
-    enum { K = 4096, ROUNDS = 64 };
-    float *x = allocate(K * sizeof *x);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char *row = allocate(act_row_bytes(cases[i].kind, K));
-        uint64_t seed = 99;
-        double error = 0, energy = 0;
-        for (int round = 0; round < ROUNDS; round++) {
-            for (int c = 0; c < K; c++) {
-                x[c] = (float)check_normal(&seed);
-            }
-            columns[LMI_ISA_REF]->pack[cases[i].kind](x, K, row);
-            for (int c = 0; c < K; c++) {
-                double back = (double)act_q8(row)[c] * (double)act_scales(row, K)[c / (cases[i].kind == ACT_Q8_32 ? 32 : 256)];
-                error += (back - (double)x[c]) * (back - (double)x[c]);
-                energy += (double)x[c] * (double)x[c];
-            }
-        }
-        CHECK(error / energy <= cases[i].budget && error / energy > 1e-6, "kind %d: NMSE %.3g", cases[i].kind, error / energy);
-        free(row);
-    }
-    free(x);
-}
-
-/* ---- the table -------------------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------------------------------- */
 
 static void test_table(void) {
     lmi_error error;
@@ -665,14 +564,7 @@ int main(void) {
         }
     }
     test_table();
-    test_quantization_budget();
     static const int64_t long_k[] = {256, 512, 4096 + 256}, short_k[] = {32, 64, 96}, odd_k[] = {1, 7, 172};
-    for (size_t i = 0; i < 3; i++) {
-        test_pack(ACT_Q8_32, long_k[i], i);
-        test_pack(ACT_Q8_32, short_k[i], i);
-        test_pack(ACT_Q8_256, long_k[i], i);
-        test_pack(ACT_F32, odd_k[i], i);
-    }
     for (int i = 0; i < N_LAYOUTS; i++) {
         const layout *l = &layouts[i];
         uint32_t block = quant_find(l->type)->block_values;
@@ -685,6 +577,7 @@ int main(void) {
         for (size_t j = 0; block == 1 && j < sizeof odd_k / sizeof *odd_k; j++) {
             test_shapes(l, odd_k[j], 2000 + 7 * (uint64_t)i + j);
         }
+        test_many_rows(l, 2500 + (uint64_t)i);
         test_integers(l, 256, 3000 + (uint64_t)i);
         test_saturation(l, 512);
         test_strange_scales(l, 512, 4000 + (uint64_t)i);

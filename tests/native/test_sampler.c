@@ -271,9 +271,9 @@ static void test_hostile_orders(void) {
             double x = (double)i / (double)n;
             logits[i] = (float)(order == 0   ? x
                                 : order == 1 ? -x
-                                : order == 2 ? fabs(x - 0.5) /* organ pipe */
+                                : order == 2 ? fabs(x - 0.5)  /* organ pipe */
                                 : order == 3 ? -fabs(x - 0.5) /* its middle is largest */
-                                : order == 4 ? 0 /* all equal */
+                                : order == 4 ? 0              /* all equal */
                                              : (double)(i % 3) + 1e-3 * x);
         }
         for (int link = 0; link < 3; link++) {

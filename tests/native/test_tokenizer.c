@@ -120,10 +120,10 @@ static void test_spm(void) {
     CHECK(sample_open(&s, &error) == LMI_OK, "%s", error.message);
     check_ids(s.t, "", false, "");
     check_ids(s.t, "a", false, "8");
-    check_ids(s.t, "ab", false, "3 6"); /* ab (-2) goes before the blank's a (-3) */
+    check_ids(s.t, "ab", false, "3 6");  /* ab (-2) goes before the blank's a (-3) */
     check_ids(s.t, "aba", false, "8 7"); /* ba (-1) is best of all, then the blank takes the a */
     check_ids(s.t, "bab", false, "3 7 5");
-    check_ids(s.t, "aaa", false, "8 9"); /* the blank's a (-3) before aa (-4) */
+    check_ids(s.t, "aaa", false, "8 9");       /* the blank's a (-3) before aa (-4) */
     check_ids(s.t, " a  a", false, "3 8 3 8"); /* the blank's a (-3) before two blanks (-5) */
     check_ids(s.t, "   b", false, "10 10 5");
     sample_close(&s);
@@ -204,10 +204,10 @@ static void test_spm_specials(void) {
     check_ids(s.t, "<s>a", true, "1 8"); /* text after a special token has a blank of its own */
     check_ids(s.t, "a<s>", true, "8 1");
     check_ids(s.t, "<s><|x|></s>", true, "1 11 2");
-    check_ids(s.t, "<tag>a", false, "12 8"); /* user-defined ones are always found */
+    check_ids(s.t, "<tag>a", false, "12 8");  /* user-defined ones are always found */
     check_ids(s.t, "<tag>sa", false, "13 8"); /* the longest of those that begin first */
     check_ids(s.t, "a<tag", true, "8 0 4 0"); /* not all of it; unknown neighbours become one <unk> */
-    check_ids(s.t, "<|x|>", false, "3 0"); /* a control token in the text of a user is text */
+    check_ids(s.t, "<|x|>", false, "3 0");    /* a control token in the text of a user is text */
     check_ids(s.t, "<unk>", true, "0");
     CHECK(tokenizer_is_end(s.t, 2) && !tokenizer_is_end(s.t, 1) && !tokenizer_is_end(s.t, -1) && !tokenizer_is_end(s.t, N_SPM));
     lmi_vocab_info info;
@@ -248,7 +248,7 @@ static void test_decoder(void) {
                  {"\xe2\x82", "\xef\xbf\xbd"}, /* one piece of a character: one mark */
                  {"\xe2\x82z", "\xef\xbf\xbdz"},
                  {"\xf0\x9f\x98\xf0\x9f\x98\x80", "\xef\xbf\xbd\xf0\x9f\x98\x80"},
-                 {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"}, /* no byte of it can begin or go on */
+                 {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},                 /* no byte of it can begin or go on */
                  {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* a surrogate */
                  {"\xf5", "\xef\xbf\xbd"}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {

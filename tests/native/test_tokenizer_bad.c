@@ -25,8 +25,8 @@ typedef enum part { /* what is put in place of the right thing */
                     EXTRA_TOKEN, /* `text` as one more token of `kind` */
                     LONG_TOKEN,
                     MERGE, /* `text` as one more merge */
-                    ID, /* key `text` with value `number` */
-                    FLAG /* key `text` set, and the id of BOS or EOS is none */
+                    ID,    /* key `text` with value `number` */
+                    FLAG   /* key `text` set, and the id of BOS or EOS is none */
 } part;
 
 typedef struct fault {
