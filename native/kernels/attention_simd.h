@@ -123,8 +123,8 @@ INLINE vf key_vector(lmi_kv_type type, const void *keys, int64_t index) {
     return type == LMI_KV_F32 ? vf_load((const float *)keys + index) : vf_from_f16((const uint16_t *)keys + index);
 }
 
-/* Asks for what will be read next, as many bytes per step of a loop as the step reads itself: neither the loop nor the memory waits
- * for the other. NULL: nothing. */
+/* Asks for what will be read next, as many bytes per step of a loop as the step reads itself: neither the loop nor the memory
+ * waits for the other. NULL: nothing. */
 INLINE void fetch(const char *ahead, int64_t i, int64_t step) {
     if (ahead != NULL) {
         UNROLL

@@ -35,14 +35,9 @@ INLINE void store_256(void *p, __m256i v) { _mm256_store_si256(p, v); }
 
 /* 16 bits at the same place of eight rows. */
 INLINE __m128i gather_rows(const uint8_t *const *rows, size_t offset) {
-    __m128i v = _mm_cvtsi32_si128(load_u16(rows[0] + offset));
-    v = _mm_insert_epi16(v, load_u16(rows[1] + offset), 1);
-    v = _mm_insert_epi16(v, load_u16(rows[2] + offset), 2);
-    v = _mm_insert_epi16(v, load_u16(rows[3] + offset), 3);
-    v = _mm_insert_epi16(v, load_u16(rows[4] + offset), 4);
-    v = _mm_insert_epi16(v, load_u16(rows[5] + offset), 5);
-    v = _mm_insert_epi16(v, load_u16(rows[6] + offset), 6);
-    return _mm_insert_epi16(v, load_u16(rows[7] + offset), 7);
+    return _mm_setr_epi16(word_at(rows[0] + offset), word_at(rows[1] + offset), word_at(rows[2] + offset),
+                          word_at(rows[3] + offset), word_at(rows[4] + offset), word_at(rows[5] + offset),
+                          word_at(rows[6] + offset), word_at(rows[7] + offset));
 }
 
 INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int64_t c0, int columns, tile *out) {

@@ -32,18 +32,14 @@ INLINE uint16_t load_u16(const void *p) {
 
 INLINE float load_half(const void *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_u16(p)))); }
 
+INLINE short word_at(const void *p) { return (short)load_u16(p); }
+
 /* 16-bit words at first, first + step, ... (n of them, at most 8; then zeros). */
 INLINE __m128i gather_u16(const uint8_t *first, size_t step, int n) {
-    __m128i v = _mm_setzero_si128();
-    if (n == 8) { /* unrolled */
-        v = _mm_insert_epi16(v, load_u16(first), 0);
-        v = _mm_insert_epi16(v, load_u16(first + step), 1);
-        v = _mm_insert_epi16(v, load_u16(first + 2 * step), 2);
-        v = _mm_insert_epi16(v, load_u16(first + 3 * step), 3);
-        v = _mm_insert_epi16(v, load_u16(first + 4 * step), 4);
-        v = _mm_insert_epi16(v, load_u16(first + 5 * step), 5);
-        v = _mm_insert_epi16(v, load_u16(first + 6 * step), 6);
-        return _mm_insert_epi16(v, load_u16(first + 7 * step), 7);
+    if (n == 8) {
+        return _mm_setr_epi16(word_at(first), word_at(first + step), word_at(first + 2 * step), word_at(first + 3 * step),
+                              word_at(first + 4 * step), word_at(first + 5 * step), word_at(first + 6 * step),
+                              word_at(first + 7 * step));
     }
     uint16_t words[8] = {0};
     for (int i = 0; i < n; i++) {
