@@ -231,17 +231,25 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
                 }
             }
         }
-        UNROLL for (int t = 0; t < n; t++) {
-            UNROLL for (int r = 0; r < registers; r++) {
+        __m512i minima[TOKENS][2];
+        UNROLL for (int t = 0; t < n; t++) { minima[t][0] = minima[t][1] = _mm512_setzero_si512(); }
+        const int pairs = has_min ? groups / 2 : 0;
+        UNROLL for (int i = pairs * s; i < pairs * (s + 1); i++) {
+            __m512i low = _mm512_load_si512(w->minima[i]), high = _mm512_load_si512(w->minima[i][16]);
+            UNROLL for (int t = 0; t < n; t++) {
+                __m512i sums = all_lanes(p->sums[t0 + t] + 2 * i);
+                minima[t][0] = _mm512_dpwssd_epi32(minima[t][0], low, sums);
+                if (registers > 1) {
+                    minima[t][1] = _mm512_dpwssd_epi32(minima[t][1], high, sums);
+                }
+            }
+        }
+        UNROLL for (int r = 0; r < registers; r++) {
+            __m512 dmin = _mm512_load_ps(w->dmin[s] + 16 * r);
+            UNROLL for (int t = 0; t < n; t++) {
                 float *total = y[t0 + t] + 16 * r;
                 if (has_min) {
-                    __m512i minima = _mm512_setzero_si512();
-                    UNROLL for (int i = 0; i < groups / 2; i++) {
-                        const int pair = groups / 2 * s + i;
-                        minima = _mm512_dpwssd_epi32(minima, _mm512_load_si512(w->minima[pair][16 * r]),
-                                                     all_lanes(p->sums[t0 + t] + 2 * pair));
-                    }
-                    sum[t][r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima), _mm512_load_ps(w->dmin[s] + 16 * r), sum[t][r]);
+                    sum[t][r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima[t][r]), dmin, sum[t][r]);
                 }
                 __m512 before = s == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total);
                 _mm512_store_ps(total, _mm512_fmadd_ps(sum[t][r], _mm512_set1_ps(p->d[t0 + t][s]), before));

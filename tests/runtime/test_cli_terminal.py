@@ -42,8 +42,10 @@ def on_terminal(command, *, stdout_too=True, env=None, columns=80) -> tuple[int,
     return process.wait(20), shown.decode("utf-8", "replace"), out
 
 
-def test_terminal_gets_a_bar_colour_and_a_last_line(lmi_command, tiny, book):
-    code, shown, _ = on_terminal(lmi_command("run", tiny, "--prompt", book, "-n", 5, "--seed", 1))
+def test_terminal_gets_a_bar_colour_and_a_last_line(lmi_command, tiny, book, tmp_path):
+    shelf = tmp_path / "shelf.txt"  # enough that the fastest machine is seen to read it
+    shelf.write_text(book.read_text() * 40)
+    code, shown, _ = on_terminal(lmi_command("run", tiny, "--prompt", shelf, "-n", 5, "--seed", 1))
     assert code == 0 and "\x1b[90m" in shown and "\r\x1b[K" in shown and "█" in shown and "tok/s" in shown
     assert "Traceback" not in shown
 
