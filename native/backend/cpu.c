@@ -306,11 +306,12 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
     }
 }
 
-/* Rows of a piece: about 64 KiB of weights, but at least eight pieces a worker where the matrix allows it. */
+/* Rows of a piece: about 64 KiB of weights for a few rows of activations; for many, 128 rows, since all activations pass through
+ * the cache once a piece. At least eight pieces a worker where the matrix allows it. */
 static int64_t choose_cut(const backend_context *c, int64_t all_rows) {
-    const int64_t by_bytes = (int64_t)(65536 / c->step->w[0]->row_bytes);
+    const int64_t wanted = c->n_rows > 8 ? 128 : (int64_t)(65536 / c->step->w[0]->row_bytes);
     const int64_t by_workers = all_rows / (8 * c->n_workers);
-    const int64_t cut = by_bytes < by_workers ? by_bytes : by_workers;
+    const int64_t cut = wanted < by_workers ? wanted : by_workers;
     return cut < MATMUL_ROW_TILE ? MATMUL_ROW_TILE : cut / MATMUL_ROW_TILE * MATMUL_ROW_TILE;
 }
 

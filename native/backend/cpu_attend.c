@@ -161,20 +161,6 @@ static void store_token(void *context, int64_t piece, int worker_index) {
     }
 }
 
-/* Ranges of slots that begin at a tile. Rounding down may add slots that no query of the block sees; it must not add slots of
- * the other range, which would be counted twice: then one sweep over the ring does. */
-static int tile_ranges(int64_t first, int64_t last, const layer_context *shape, slot_range ranges[2]) {
-    int n = band_slots(first, last, shape->window, shape->capacity, ranges);
-    for (int i = 0; i < n; i++) {
-        ranges[i].begin = ranges[i].begin / KV_TILE * KV_TILE;
-    }
-    if (n == 2 && ranges[0].begin < ranges[1].end && ranges[1].begin < ranges[0].end) {
-        ranges[0] = (slot_range){0, shape->capacity};
-        n = 1;
-    }
-    return n;
-}
-
 static void attend_block(void *context, int64_t piece, int worker_index) {
     backend_context *c = context;
     cpu_worker *worker = &c->workers[worker_index];
@@ -216,7 +202,7 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
     args.bank = &layer->rings[kv_head];
     args.n_slots_used = shape->capacity;
     slot_range ranges[2];
-    const int n_ranges = tile_ranges(first, last, shape, ranges);
+    const int n_ranges = band_slots(first, last, shape->window, shape->capacity, ranges);
     for (int i = 0; i < n_ranges; i++) {
         args.slot0 = ranges[i].begin;
         args.slot1 = ranges[i].end;

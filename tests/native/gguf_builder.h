@@ -251,8 +251,7 @@ static inline int build_spm(builder *b) {
         "\xe2\x96\x81t",
         "he",
         "in",
-        "\xe2\x96\x81"
-        "a",
+        "\xe2\x96\x81\x61",
         "er",
         "on",
         "\xe2\x96\x81",
@@ -303,14 +302,7 @@ static inline int build_spm(builder *b) {
 
 /* Byte-level BPE: 256 bytes in GPT-2's letters, a few merges, one control token. Returns the number of tokens. */
 static inline int build_bpe(builder *b) {
-    static const char *const merged[] = {"th",
-                                         "the",
-                                         "\xc4\xa0t",
-                                         "\xc4\xa0the",
-                                         "in",
-                                         "er",
-                                         "\xc4\xa0"
-                                         "a"};
+    static const char *const merged[] = {"th", "the", "\xc4\xa0t", "\xc4\xa0the", "in", "er", "\xc4\xa0\x61"};
     static const char *const merges[] = {"t h", "th e", "\xc4\xa0 t", "\xc4\xa0t he", "i n", "e r", "\xc4\xa0 a", "h e"};
     enum { N_MERGED = sizeof merged / sizeof *merged, N_MERGES = sizeof merges / sizeof *merges, N = 256 + N_MERGED + 2 };
     build_string(b, "tokenizer.ggml.model", "gpt2");
