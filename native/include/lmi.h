@@ -212,7 +212,7 @@ typedef struct lmi_plan { /* what a session will hold, known before it is opened
     uint64_t weight_bytes;  /* of the model, mapped or read */
     uint64_t context_bytes; /* keys and values: allocated once, never grows */
     uint64_t work_bytes;    /* activations, logits, scratch */
-    uint64_t tokenizer_bytes;
+    uint64_t tokenizer_bytes; /* with one encoder's */
     uint64_t total_bytes;
     uint64_t available_bytes; /* memory that the system can give now */
     int32_t weights_mapped;

@@ -67,6 +67,8 @@ static void begin_text(encoder *e) {
     e->merger.after_unknown = false;
 }
 
+uint64_t encoder_bytes(void) { return sizeof(encoder) + ((uint64_t)1 << CACHE_BITS) * sizeof(cached); }
+
 lmi_status encoder_open(const tokenizer *t, bool parse_special, encoder **out, lmi_error *error) {
     *out = NULL;
     encoder *e = calloc(1, sizeof *e);

@@ -94,7 +94,7 @@ void tokenizer_get_info(const tokenizer *t, lmi_vocab_info *info) {
                              .add_eos = t->add_eos};
 }
 
-uint64_t tokenizer_bytes(const tokenizer *t) { return sizeof *t + t->memory.reserved; }
+uint64_t tokenizer_bytes(const tokenizer *t) { return sizeof *t + t->memory.reserved + encoder_bytes(); }
 
 bool tokenizer_is_end(const tokenizer *t, int32_t token) {
     return token >= 0 && token < t->n_vocab && (t->flags[token] & TOKEN_END) != 0;

@@ -19,13 +19,14 @@ typedef struct tokenizer tokenizer;
 lmi_status tokenizer_open(const gguf *file, tokenizer **out, lmi_error *error);
 void tokenizer_close(tokenizer *t);
 void tokenizer_get_info(const tokenizer *t, lmi_vocab_info *info);
-uint64_t tokenizer_bytes(const tokenizer *t); /* memory held */
+uint64_t tokenizer_bytes(const tokenizer *t); /* memory held, with one encoder's */
 
 bool tokenizer_is_end(const tokenizer *t, int32_t token); /* EOS, EOT, EOM and what the file lists as such */
 /* As lmi_model_token_text. */
 size_t tokenizer_token_text(const tokenizer *t, int32_t token, bool special, char *text, size_t size);
 
 typedef struct lmi_encoder encoder; /* as the public header calls it */
+uint64_t encoder_bytes(void); /* held by one */
 lmi_status encoder_open(const tokenizer *t, bool parse_special, encoder **out, lmi_error *error);
 void encoder_close(encoder *e);
 lmi_status encoder_feed(encoder *e, const char *text, size_t size, lmi_error *error);

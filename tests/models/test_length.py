@@ -1,5 +1,9 @@
 """What length costs and does: memory over a million tokens, and how well a real model predicts far beyond its training."""
 
+import json
+import subprocess
+import sys
+
 import door
 import numpy as np
 import psutil
@@ -22,6 +26,34 @@ def test_memory_is_constant_over_a_million_tokens(native, tmp_path):
             assert process.memory_info().rss - before <= 1 << 20
             assert session.hot_allocations == 0
             assert np.all(np.isfinite(session.logits()))
+
+
+MEASURE = """
+import json, sys, psutil, lmi
+from lmi import _native
+_native.native()
+window, n_vocab = 8000, 1000
+memory = psutil.Process().memory_info
+before = memory().rss
+with lmi.Model(sys.argv[1], threads=2) as model:
+    plan = model.plan(window=window, sinks=16, kv_type="f32", rollback=64)
+    with model.session(window=window, sinks=16, kv_type="f32", rollback=64) as session:
+        session.set_sampling(temperature=0.8, seed=1)
+        session.read_tokens([i * 7 % n_vocab for i in range(window + 600)])
+        model.tokenize("a")
+        session.sample()
+        print(json.dumps([plan.total_bytes, memory().rss - before]))
+"""
+
+
+def test_the_plan_is_what_will_be_used(tmp_path):
+    """Within 3 %, in a process of its own, once every weight was used and the buffer is full."""
+    tiny = tiny_models.make_llama(
+        tmp_path / "t.gguf", n_layers=4, n_embd=256, n_heads=4, n_kv_heads=4, n_ff=512, n_vocab=1000, context=8192
+    )
+    done = subprocess.run([sys.executable, "-c", MEASURE, tiny.path], capture_output=True, text=True, check=True)
+    planned, measured = json.loads(done.stdout)
+    assert abs(planned / measured - 1) <= 0.03
 
 
 def mean_nll(model, tokens, **options) -> np.ndarray:
