@@ -208,10 +208,10 @@ typedef struct lmi_plan { /* what a session will hold, known before it is opened
     int64_t sinks;
     int64_t chunk;
     int64_t rollback;
-    int64_t ring_slots;     /* per full-attention layer */
-    uint64_t weight_bytes;  /* of the model, mapped or read */
-    uint64_t context_bytes; /* keys and values: allocated once, never grows */
-    uint64_t work_bytes;    /* activations, logits, scratch */
+    int64_t ring_slots;       /* per full-attention layer */
+    uint64_t weight_bytes;    /* of the model, mapped or read */
+    uint64_t context_bytes;   /* keys and values: allocated once, never grows */
+    uint64_t work_bytes;      /* activations, logits, scratch */
     uint64_t tokenizer_bytes; /* with one encoder's */
     uint64_t total_bytes;
     uint64_t available_bytes; /* memory that the system can give now */

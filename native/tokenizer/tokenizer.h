@@ -26,7 +26,7 @@ bool tokenizer_is_end(const tokenizer *t, int32_t token); /* EOS, EOT, EOM and w
 size_t tokenizer_token_text(const tokenizer *t, int32_t token, bool special, char *text, size_t size);
 
 typedef struct lmi_encoder encoder; /* as the public header calls it */
-uint64_t encoder_bytes(void); /* held by one */
+uint64_t encoder_bytes(void);       /* held by one */
 lmi_status encoder_open(const tokenizer *t, bool parse_special, encoder **out, lmi_error *error);
 void encoder_close(encoder *e);
 lmi_status encoder_feed(encoder *e, const char *text, size_t size, lmi_error *error);
