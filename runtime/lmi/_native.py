@@ -138,6 +138,15 @@ class Handle:
                 child.close()
             self._owner = None
 
+    def __exit__(self, kind, *exc) -> None:
+        try:
+            self.close()
+        except errors.SessionBusy:
+            # Ctrl-C may raise between two steps of Python and leave a use unfinished: that is what the caller has to hear of,
+            # and the memory goes with the object.
+            if kind is None:
+                raise
+
 
 class _Use:
     __slots__ = ("_handle",)

@@ -125,9 +125,6 @@ class Model(Handle):
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<lmi.Model {self.path!r}{' (closed)' if self.closed else ''}>"
 

@@ -70,9 +70,6 @@ class Session(Handle):
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<lmi.Session {'closed' if self.closed else f'at {self._position:,}'}>"
 

@@ -38,9 +38,6 @@ class Encoder(Handle):
     def __enter__(self) -> Encoder:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.close()
-
 
 class Decoder(Handle):
     """Tokens on their way to text: what comes out is always complete UTF-8."""
@@ -63,9 +60,6 @@ class Decoder(Handle):
 
     def __enter__(self) -> Decoder:
         return self
-
-    def __exit__(self, *exc) -> None:
-        self.close()
 
 
 def encode_blocks(model, blocks: Iterator[bytes], special: bool) -> Iterator[list[int]]:

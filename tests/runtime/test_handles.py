@@ -211,6 +211,20 @@ def test_closing_a_session_at_work_is_refused(open_model):
     assert refused or isinstance(outcome[0], lmi.ClosedError)
 
 
+def test_ctrl_c_inside_a_call_is_what_the_caller_hears_of(tiny):
+    """A signal's exception may come between two steps of Python and leave a use unfinished."""
+    for open_handle in (lambda m: m, lambda m: m.session(window=32)):
+        with lmi.Model(tiny) as m:
+            with pytest.raises(KeyboardInterrupt):
+                with open_handle(m) as handle:
+                    handle.use().__enter__()
+                    raise KeyboardInterrupt
+            with pytest.raises(lmi.SessionBusy):
+                with handle:
+                    pass
+            handle.use().__exit__(None, None, None)
+
+
 def test_nothing_leaks_when_nothing_is_closed(tiny):
     import psutil
 
