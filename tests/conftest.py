@@ -11,7 +11,8 @@ DATA = Path(os.environ.get("LMI_DATA", ROOT.parent / "shared" / "data"))
 
 # Programs that tests start find the package of this checkout and the library that was built from it.
 os.environ["LMI_LIBRARY"] = str(LIBRARY)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "runtime"), os.environ.get("PYTHONPATH")]))
+_PATHS = [str(ROOT / "runtime"), str(ROOT / "convert"), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))
 
 
 def pytest_report_header() -> list[str]:

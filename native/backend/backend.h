@@ -15,7 +15,6 @@
 /* What all sessions of a model share. */
 typedef struct backend_model {
     const model_spec *spec;
-    const rope_table *rope;
     const step *steps; /* [n_steps] */
     int64_t n_steps;
     const kernels *kernels;
@@ -23,10 +22,13 @@ typedef struct backend_model {
 } backend_model;
 
 /* The Λ buffer of one layer: a ring of `capacity` slots that shows each token the last `window` tokens, and a store of the
- * first `sinks` tokens (0 in layers with a native window). */
+ * first `sinks` tokens (0 in layers with a native window). All layers with sinks have the same window and rotation. */
 typedef struct layer_context {
     int64_t window, sinks, capacity;
+    const rope_table *rope; /* how its queries and keys turn; NULL: not at all */
 } layer_context;
+
+enum { MAX_ROPES = 2 }; /* different ones among the layers of a session */
 
 typedef struct context_shape {
     const layer_context *layers; /* [n_layers] */

@@ -5,6 +5,7 @@
  * depend on the cut. */
 #include "backend/cpu.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -39,11 +40,12 @@ static uint64_t layer_bytes(const model_spec *spec, const context_shape *shape, 
     return n * (ring + sinks);
 }
 
-/* Which packed forms of its input the model's steps want. */
-static bool wants_kind(const backend_model *model, act_kind kind) {
+/* Which packed forms of its input the model's steps want; experts have packed rows of their own. */
+static bool wants_kind(const backend_model *model, act_kind kind, bool experts) {
     for (int64_t i = 0; i < model->n_steps; i++) {
         const step *s = &model->steps[i];
-        for (int w = 0; s->kind != STEP_EMBED && w < STEP_MAX_OUTPUTS; w++) {
+        const bool of_experts = s->kind == STEP_EXPERTS_GATED || s->kind == STEP_EXPERTS_ADD;
+        for (int w = 0; s->kind != STEP_EMBED && of_experts == experts && w < STEP_MAX_OUTPUTS; w++) {
             if (s->w[w] != NULL && model->kernels->act[s->w[w]->type->type] == kind) {
                 return true;
             }
@@ -52,10 +54,14 @@ static bool wants_kind(const backend_model *model, act_kind kind) {
     return false;
 }
 
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t widest_ff(const model_spec *spec) {
+    return larger(step_buffer_width(spec, BUFFER_H), spec->n_experts > 0 ? spec->n_ff_expert : 0);
+}
+
 static int64_t widest_input(const model_spec *spec) {
-    int64_t width = spec->n_embd;
-    width = spec->n_ff > width ? spec->n_ff : width;
-    return step_buffer_width(spec, BUFFER_A) > width ? step_buffer_width(spec, BUFFER_A) : width;
+    return larger(larger(spec->n_embd, widest_ff(spec)), step_buffer_width(spec, BUFFER_A));
 }
 
 static void take_worker(taker *t, const backend_context *c, cpu_worker *w) {
@@ -73,26 +79,48 @@ static void take_worker(taker *t, const backend_context *c, cpu_worker *w) {
     w->m = take(t, rows, sizeof(float));
     w->z = take(t, rows, sizeof(float));
     w->o = take(t, rows * d, sizeof(float));
-    w->key = take(t, d, sizeof(float));
+    w->key = take(t, 2 * d, sizeof(float));
     w->attend_scratch = take(t, k->attend_scratch((int64_t)rows, spec->head_dim), 1);
+}
+
+static turn_set *turns_of(backend_context *c, int64_t layer) {
+    for (int i = 0; i < c->n_turns; i++) {
+        if (c->turns[i].rope == c->shape.layers[layer].rope) {
+            return &c->turns[i];
+        }
+    }
+    return NULL;
 }
 
 static void take_work(taker *t, backend_context *c) {
     const model_spec *spec = c->model->spec;
     const uint64_t chunk = (uint64_t)c->shape.chunk, turns = (uint64_t)spec->n_rot;
     const uint64_t n_kv_heads = (uint64_t)spec->n_kv_heads, group = (uint64_t)c->group;
+    const uint64_t slots = chunk * (uint64_t)spec->n_experts_used;
     for (int b = 0; b < BUFFER_LOGITS; b++) {
         c->buffers[b] = take(t, chunk * (uint64_t)step_buffer_width(spec, (step_buffer)b), sizeof(float));
     }
-    c->up = take(t, chunk * (uint64_t)spec->n_ff, sizeof(float));
+    c->up = take(t, chunk * (uint64_t)widest_ff(spec), sizeof(float));
     c->delta = take(t, chunk * (uint64_t)spec->n_embd, sizeof(float));
     for (int kind = 0; kind < ACT_KINDS; kind++) {
-        c->packed_stride[kind] = wants_kind(c->model, (act_kind)kind) ? act_row_bytes((act_kind)kind, widest_input(spec)) : 0;
-        c->packed[kind] = take(t, chunk, c->packed_stride[kind]);
+        const bool dense = wants_kind(c->model, (act_kind)kind, false), experts = wants_kind(c->model, (act_kind)kind, true);
+        c->packed_stride[kind] = dense || experts ? act_row_bytes((act_kind)kind, widest_input(spec)) : 0;
+        c->packed[kind] = take(t, dense ? chunk : 0, c->packed_stride[kind]);
+        c->routes.packed[kind] = take(t, experts ? slots : 0, c->packed_stride[kind]);
     }
-    c->turn = take(t, chunk * turns, sizeof(float));
-    c->turn_sink = take(t, chunk * turns, sizeof(float));
-    c->turn_sink_key = take(t, chunk * turns, sizeof(float));
+    c->routes.expert = take(t, slots, sizeof(int32_t));
+    c->routes.share = take(t, slots, sizeof(float));
+    c->routes.slot = take(t, slots, sizeof(int32_t));
+    c->routes.token = take(t, slots, sizeof(int32_t));
+    c->routes.slot_share = take(t, slots, sizeof(float));
+    c->routes.odds = take(t, chunk * (uint64_t)spec->n_experts, sizeof(float));
+    c->routes.first_slot = take(t, (uint64_t)spec->n_experts + 1, sizeof(int32_t));
+    for (int i = 0; i < c->n_turns; i++) {
+        c->turns[i].turn = take(t, chunk * turns, sizeof(float));
+        c->turns[i].turn_sink = take(t, chunk * turns, sizeof(float));
+        c->turns[i].turn_sink_key = take(t, chunk * turns, sizeof(float));
+    }
+    c->slopes = take(t, spec->alibi_max_bias > 0.0f ? (uint64_t)spec->n_heads : 0, sizeof(float));
     for (int64_t i = 0; i < spec->n_layers; i++) {
         const layer_context *layer = &c->shape.layers[i];
         const int64_t n =
@@ -118,7 +146,7 @@ static void take_work(taker *t, backend_context *c) {
         kv_bank *rings = take(t, n_kv_heads, sizeof *rings);
         kv_bank *sinks = c->shape.layers[i].sinks > 0 ? take(t, n_kv_heads, sizeof *sinks) : NULL;
         if (c->layers != NULL) {
-            c->layers[i] = (cpu_layer){rings, sinks};
+            c->layers[i] = (cpu_layer){rings, sinks, turns_of(c, i)};
         }
     }
 }
@@ -150,12 +178,36 @@ static void place_banks(backend_context *c) {
 }
 
 static backend_context describe(const backend_model *model, const context_shape *shape) {
-    return (backend_context){
+    backend_context c = {
         .model = model,
         .shape = *shape,
         .n_workers = pool_n_workers(model->workers),
         .group = model->spec->n_heads / model->spec->n_kv_heads,
     };
+    for (int64_t i = 0; i < model->spec->n_layers; i++) {
+        const layer_context *layer = &shape->layers[i];
+        turn_set *turns = turns_of(&c, i);
+        if (turns == NULL && layer->rope != NULL && c.n_turns < MAX_ROPES) {
+            turns = &c.turns[c.n_turns++];
+            turns->rope = layer->rope;
+        }
+        if (turns != NULL && layer->sinks > 0) {
+            turns->with_sinks = layer;
+        }
+    }
+    return c;
+}
+
+/* Of n heads, a power of two: max/n, 2 max/n, ... as exponents of 1/2; between them, the odd ones of the next power of two. */
+static void fill_slopes(const model_spec *spec, float *slopes) {
+    int64_t n = 1;
+    while (2 * n <= spec->n_heads) {
+        n *= 2;
+    }
+    for (int64_t h = 0; h < spec->n_heads; h++) {
+        const double ratio = (double)spec->alibi_max_bias / (double)n;
+        slopes[h] = (float)exp2(h < n ? -ratio * (double)(h + 1) : -ratio / 2.0 * (double)(2 * (h - n) + 1));
+    }
 }
 
 static lmi_status cpu_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error) {
@@ -186,6 +238,9 @@ static lmi_status cpu_open(const backend_model *model, const context_shape *shap
         remedy(error, "Use a smaller --window or --chunk.");
         return LMI_OUT_OF_MEMORY;
     }
+    if (c->slopes != NULL) {
+        fill_slopes(model->spec, c->slopes);
+    }
     place_banks(c);
     *out = c;
     return LMI_OK;
@@ -198,29 +253,36 @@ static void *cpu_context_memory(backend_context *c, size_t *size) {
 
 /* ---- steps -------------------------------------------------------------------------------------------------------- */
 
-static act_kind kind_of(const backend_context *c, const weight *w) { return c->model->kernels->act[w->type->type]; }
+act_kind cpu_kind_of(const backend_context *c, const weight *w) { return c->model->kernels->act[w->type->type]; }
 
-static int n_weights(const step *s) { return s->kind == STEP_GATED ? 2 : s->n_outputs; }
+static int n_weights(const step *s) { return s->kind != STEP_GATED ? s->n_outputs : s->w[1] != NULL ? 2 : 1; }
 
-static const float *input_row(const backend_context *c, int64_t row) {
+const float *cpu_input_row(const backend_context *c, int64_t row) {
     return c->buffers[c->step->in] + (c->first_row + row) * step_buffer_width(c->model->spec, c->step->in);
+}
+
+void cpu_norm(const backend_context *c, const norm_weights *norm, const float *x, int64_t width, float *y) {
+    const model_spec *spec = c->model->spec;
+    if (spec->arch->norm == NORM_LAYER) {
+        c->model->kernels->layer_norm(x, norm->scale, norm->bias, width, spec->norm_eps, y);
+    } else {
+        c->model->kernels->rms_norm(x, norm->scale, width, spec->norm_eps, y);
+    }
 }
 
 /* Norm, then one packed row for each form that the step's weights want. */
 static void pack_row(const backend_context *c, int64_t row, cpu_worker *worker, uint8_t *const packed[ACT_KINDS]) {
-    const model_spec *spec = c->model->spec;
-    const kernels *k = c->model->kernels;
-    const int64_t width = step_buffer_width(spec, c->step->in);
-    const float *x = input_row(c, row);
+    const int64_t width = step_buffer_width(c->model->spec, c->step->in);
+    const float *x = cpu_input_row(c, row);
     if (c->step->norm != NULL) {
-        k->rms_norm(x, c->step->norm, width, spec->norm_eps, worker->row);
+        cpu_norm(c, c->step->norm, x, width, worker->row);
         x = worker->row;
     }
     bool done[ACT_KINDS] = {false};
     for (int i = 0; i < n_weights(c->step); i++) {
-        const act_kind kind = kind_of(c, c->step->w[i]);
+        const act_kind kind = cpu_kind_of(c, c->step->w[i]);
         if (!done[kind]) {
-            k->pack[kind](x, width, packed[kind]);
+            c->model->kernels->pack[kind](x, width, packed[kind]);
             done[kind] = true;
         }
     }
@@ -245,24 +307,30 @@ static void add_bias(const weight *w, float *y, int64_t stride, int64_t n_rows, 
     }
 }
 
-/* y[rows of this step][row0 .. row1) = W x + bias */
-static void multiply(const backend_context *c, const weight *w, cpu_worker *worker, int64_t row0, int64_t row1, float *y) {
-    const act_kind kind = kind_of(c, w);
+void cpu_multiply(const backend_context *c, const weight *w, cpu_worker *worker, const uint8_t *packed, int64_t n_tokens,
+                  int64_t row0, int64_t row1, float *y, int64_t y_stride) {
     const matmul_args args = {
         .w = w->data,
         .row_bytes = w->row_bytes,
         .k = w->cols,
         .row0 = row0,
         .row1 = row1,
-        .x = c->n_rows == 1 ? worker->packed[kind] : c->packed[kind],
-        .x_stride = c->packed_stride[kind],
-        .n_tokens = c->n_rows,
+        .x = packed,
+        .x_stride = c->packed_stride[cpu_kind_of(c, w)],
+        .n_tokens = n_tokens,
         .y = y,
-        .y_stride = w->rows,
+        .y_stride = y_stride,
         .scratch = worker->matmul_scratch,
     };
     c->model->kernels->matmul[w->type->type](&args);
-    add_bias(w, y, w->rows, c->n_rows, row0, row1);
+    add_bias(w, y, y_stride, n_tokens, row0, row1);
+}
+
+/* y[rows of this step][row0 .. row1) = W x + bias */
+static void multiply(const backend_context *c, const weight *w, cpu_worker *worker, int64_t row0, int64_t row1, float *y) {
+    const act_kind kind = cpu_kind_of(c, w);
+    const uint8_t *packed = c->n_rows == 1 ? worker->packed[kind] : c->packed[kind];
+    cpu_multiply(c, w, worker, packed, c->n_rows, row0, row1, y, w->rows);
 }
 
 static float *output_rows(const backend_context *c, int output) {
@@ -285,32 +353,38 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
     }
     const weight *w = s->w[output];
     const int64_t row0 = piece * c->cut;
-    const int64_t row1 = row0 + c->cut < w->rows ? row0 + c->cut : w->rows;
-    if (s->kind == STEP_LINEAR) {
-        multiply(c, w, worker, row0, row1, output_rows(c, output));
-        return;
+    const int64_t n = row0 + c->cut < w->rows ? c->cut : w->rows - row0;
+    float *y = s->kind == STEP_LINEAR_ADD ? c->delta : output_rows(c, output);
+    multiply(c, w, worker, row0, row0 + n, y);
+    if (s->kind == STEP_GATED && s->w[1] != NULL) {
+        multiply(c, s->w[1], worker, row0, row0 + n, c->up);
     }
-    float *y = output_rows(c, 0);
-    if (s->kind == STEP_GATED) {
-        multiply(c, w, worker, row0, row1, y);
-        multiply(c, s->w[1], worker, row0, row1, c->up);
-        for (int64_t t = 0; t < c->n_rows; t++) {
-            float *gate = y + t * w->rows + row0;
-            k->silu_mul(gate, c->up + t * w->rows + row0, row1 - row0, gate);
-        }
-        return;
-    }
-    multiply(c, w, worker, row0, row1, c->delta);
     for (int64_t t = 0; t < c->n_rows; t++) {
-        k->add(y + t * w->rows + row0, c->delta + t * w->rows + row0, row1 - row0);
+        float *part = y + t * w->rows + row0;
+        if (s->kind == STEP_GATED) {
+            const float *up = s->w[1] != NULL ? c->up + t * w->rows + row0 : NULL;
+            k->activate[c->model->spec->arch->activation](part, up, n, part);
+        } else if (s->kind == STEP_LINEAR_ADD) {
+            if (s->gated_by_s) {
+                k->scale(part, 1.0f / (1.0f + exp_f32(-c->buffers[BUFFER_S][t])), n);
+            }
+            k->add(output_rows(c, output) + t * w->rows + row0, part, n);
+        } else {
+            if (s->clamp > 0.0f) {
+                k->clamp(part, s->clamp, n);
+            }
+            if (s->softcap > 0.0f) {
+                k->softcap(part, s->softcap, n);
+            }
+        }
     }
 }
 
 /* Rows of a piece: about 64 KiB of weights for a few rows of activations; for many, 128 rows, since all activations pass through
  * the cache once a piece. At least eight pieces a worker where the matrix allows it. */
-static int64_t choose_cut(const backend_context *c, int64_t all_rows) {
-    const int64_t wanted = c->n_rows > 8 ? 128 : (int64_t)(65536 / c->step->w[0]->row_bytes);
-    const int64_t by_workers = all_rows / (8 * c->n_workers);
+int64_t cpu_choose_cut(const backend_context *c, int64_t n_weight_rows, size_t row_bytes, int64_t n_tokens) {
+    const int64_t wanted = n_tokens > 8 ? 128 : (int64_t)(65536 / row_bytes);
+    const int64_t by_workers = n_weight_rows / (8 * c->n_workers);
     const int64_t cut = wanted < by_workers ? wanted : by_workers;
     return cut < MATMUL_ROW_TILE ? MATMUL_ROW_TILE : cut / MATMUL_ROW_TILE * MATMUL_ROW_TILE;
 }
@@ -322,7 +396,7 @@ static void run_linear(backend_context *c) {
     for (int i = 0; i < n; i++) {
         all_rows += s->w[i]->rows;
     }
-    c->cut = choose_cut(c, all_rows);
+    c->cut = cpu_choose_cut(c, all_rows, s->w[0]->row_bytes, c->n_rows);
     for (int i = 0; i < n; i++) {
         n_pieces += (s->w[i]->rows + c->cut - 1) / c->cut;
     }
@@ -338,36 +412,46 @@ static void embed_piece(void *context, int64_t piece, int worker) {
     (void)worker;
     const weight *w = c->step->w[0];
     const size_t row = (size_t)c->chunk->tokens[piece];
-    w->type->to_f32((const uint8_t *)w->data + row * w->row_bytes, c->buffers[BUFFER_X] + piece * w->cols, w->cols);
+    float *x = c->buffers[BUFFER_X] + piece * w->cols;
+    w->type->to_f32((const uint8_t *)w->data + row * w->row_bytes, x, w->cols);
+    if (c->model->spec->embedding_scale != 1.0f) {
+        c->model->kernels->scale(x, c->model->spec->embedding_scale, w->cols);
+    }
 }
 
-/* cos and sin of every token of the chunk, once for all layers and heads. */
-static void turn_chunk(backend_context *c) {
+static void add_norm_piece(void *context, int64_t piece, int worker) {
+    const backend_context *c = context;
+    const int64_t width = step_buffer_width(c->model->spec, c->step->in);
+    float *row = c->workers[worker].row;
+    cpu_norm(c, c->step->norm, cpu_input_row(c, piece), width, row);
+    c->model->kernels->add(c->buffers[c->step->out[0]] + piece * width, row, width);
+}
+
+/* cos and sin of every token of the chunk. */
+static void turn_chunk(const backend_context *c, const turn_set *turns) {
     const backend_chunk *chunk = c->chunk;
-    const rope_table *rope = c->model->rope;
-    const layer_context *layer = NULL;
-    for (int64_t i = 0; i < c->model->spec->n_layers && layer == NULL; i++) {
-        layer = c->shape.layers[i].sinks > 0 ? &c->shape.layers[i] : NULL; /* all layers with sinks have the same window */
-    }
+    const layer_context *layer = turns->with_sinks;
     const int64_t stride = c->model->spec->n_rot;
     for (int64_t t = 0; t < chunk->n_tokens; t++) {
         const int64_t index = chunk->first + t;
-        rope_row(rope, chunk->start + index, c->turn + t * stride);
+        rope_row(turns->rope, chunk->start + index, turns->turn + t * stride);
         if (layer != NULL && c->shape.placement == LMI_PLACEMENT_CONTIGUOUS) {
             const int64_t furthest = layer->window + layer->sinks - 1;
-            rope_row(rope, index < furthest ? index : furthest, c->turn_sink + t * stride);
-            rope_row(rope, index < layer->sinks ? index : 0, c->turn_sink_key + t * stride);
+            rope_row(turns->rope, index < furthest ? index : furthest, turns->turn_sink + t * stride);
+            rope_row(turns->rope, index < layer->sinks ? index : 0, turns->turn_sink_key + t * stride);
         }
     }
     if (layer != NULL && c->shape.placement == LMI_PLACEMENT_CEILING) {
-        rope_row(rope, layer->window, c->turn_sink);
-        rope_row(rope, 0, c->turn_sink_key);
+        rope_row(turns->rope, layer->window, turns->turn_sink);
+        rope_row(turns->rope, 0, turns->turn_sink_key);
     }
 }
 
 static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     c->chunk = chunk;
-    turn_chunk(c);
+    for (int i = 0; i < c->n_turns; i++) {
+        turn_chunk(c, &c->turns[i]);
+    }
     for (int64_t i = 0; i < c->model->n_steps; i++) {
         if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
             return fail(error, LMI_CANCELLED, "cancelled");
@@ -381,6 +465,16 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
             break;
         case STEP_ATTEND:
             cpu_attend(c);
+            break;
+        case STEP_ADD_NORM:
+            pool_run(c->model->workers, add_norm_piece, c, chunk->n_tokens);
+            break;
+        case STEP_ROUTE:
+            cpu_route(c);
+            break;
+        case STEP_EXPERTS_GATED:
+        case STEP_EXPERTS_ADD:
+            cpu_experts(c);
             break;
         case STEP_LINEAR:
         case STEP_LINEAR_ADD:

@@ -9,10 +9,32 @@ enum {
     ATTEND_BLOCK = 64     /* tokens of a prefill attention unit */
 };
 
+/* cos and sin for the tokens of the chunk, once for all layers that turn alike. */
+typedef struct turn_set {
+    const rope_table *rope;
+    const layer_context *with_sinks; /* a layer of the set that has sinks, or NULL */
+    float *turn;                     /* [chunk][n_rot/2][2]: at each token's position */
+    float *turn_sink;     /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
+    float *turn_sink_key; /* the same for keys that become sinks */
+} turn_set;
+
 typedef struct cpu_layer {
-    kv_bank *rings; /* [n_kv_heads] */
-    kv_bank *sinks; /* [n_kv_heads], or NULL */
+    kv_bank *rings;        /* [n_kv_heads] */
+    kv_bank *sinks;        /* [n_kv_heads], or NULL */
+    const turn_set *turns; /* NULL: no rotation */
 } cpu_layer;
+
+/* Which experts the tokens of the chunk go to. A slot is a (token, chosen expert); slots lie in order of experts. */
+typedef struct cpu_routes {
+    int32_t *expert;            /* [chunk][n_experts_used] */
+    float *share;               /* [chunk][n_experts_used] its weight in the sum */
+    int32_t *slot;              /* [chunk][n_experts_used] */
+    int32_t *first_slot;        /* [n_experts + 1] */
+    int32_t *token;             /* [slots] */
+    float *slot_share;          /* [slots] */
+    float *odds;                /* [chunk][n_experts] */
+    uint8_t *packed[ACT_KINDS]; /* [slots] packed rows; NULL if experts never want the kind */
+} cpu_routes;
 
 /* Each worker's own memory; nothing in it outlives a piece but the packed input of the current step (`epoch`). */
 typedef struct cpu_worker {
@@ -22,7 +44,7 @@ typedef struct cpu_worker {
     float *q, *q_sink; /* [ATTEND_BLOCK * group][head_dim] */
     float *m, *z;      /* [ATTEND_BLOCK * group] */
     float *o;          /* [ATTEND_BLOCK * group][head_dim] */
-    float *key;        /* [head_dim] */
+    float *key;        /* [2][head_dim]: raw, rotated */
     void *attend_scratch;
     uint64_t epoch;
 } cpu_worker;
@@ -44,13 +66,14 @@ struct backend_context {
     int64_t group; /* query heads of a kv head */
 
     float *buffers[BUFFER_COUNT]; /* [chunk][width]; BUFFER_LOGITS is the caller's */
-    float *up;                    /* [chunk][n_ff] */
+    float *up;                    /* [chunk][widest of n_ff, n_ff_shared, n_ff_expert] */
     float *delta;                 /* [chunk][n_embd] */
     uint8_t *packed[ACT_KINDS];   /* [chunk] packed rows; NULL if the model never wants the kind */
     size_t packed_stride[ACT_KINDS];
-    float *turn;           /* [chunk][n_rot/2][2]: cos, sin at each token's position */
-    float *turn_sink;      /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
-    float *turn_sink_key;  /* the same for keys that become sinks */
+    turn_set turns[MAX_ROPES];
+    int n_turns;
+    float *slopes; /* [n_heads] of ALiBi, or NULL */
+    cpu_routes routes;
     int64_t n_segments;    /* of the largest layer: sinks, then ring */
     cpu_partial *partials; /* [n_kv_heads][n_segments] */
     atomic_int *arrived;   /* [n_kv_heads] segments done */
@@ -63,6 +86,19 @@ struct backend_context {
     uint64_t epoch;
 };
 
+/* The steps of cpu_attend.c and cpu_experts.c. */
 void cpu_attend(backend_context *c);
+void cpu_route(backend_context *c);
+void cpu_experts(backend_context *c);
+
+/* For them, in cpu.c: the step's norm, or a copy; the packed kind that a weight wants; a row of the step's input; weight rows of
+ * a piece for `n_tokens` rows of activations. */
+void cpu_norm(const backend_context *c, const norm_weights *norm, const float *x, int64_t width, float *y);
+act_kind cpu_kind_of(const backend_context *c, const weight *w);
+const float *cpu_input_row(const backend_context *c, int64_t row);
+int64_t cpu_choose_cut(const backend_context *c, int64_t n_weight_rows, size_t row_bytes, int64_t n_tokens);
+/* y[t * y_stride + r] = W x + bias for rows row0 <= r < row1 of `w` and n_tokens packed rows. */
+void cpu_multiply(const backend_context *c, const weight *w, cpu_worker *worker, const uint8_t *packed, int64_t n_tokens,
+                  int64_t row0, int64_t row1, float *y, int64_t y_stride);
 
 #endif

@@ -14,8 +14,9 @@ static int64_t turn_stride(const backend_context *c) { return c->model->spec->n_
 
 static const layer_context *layer_shape(const backend_context *c) { return &c->shape.layers[c->step->layer]; }
 
-static const float *sink_turn(const backend_context *c, int64_t token) {
-    return c->turn_sink + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0);
+/* Where in turn_sink, turn_sink_key a token's row lies. */
+static int64_t sink_row(const backend_context *c, int64_t token) {
+    return c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0;
 }
 
 static void rotate(const backend_context *c, float *x, int64_t n_heads, const float *turn) {
@@ -23,38 +24,76 @@ static void rotate(const backend_context *c, float *x, int64_t n_heads, const fl
     c->model->kernels->rope(x, n_heads, spec->head_dim, spec->n_rot, turn, spec->arch->pairing);
 }
 
-/* The group's queries of one token in both rotations, scaled. q_sink may be NULL. */
-static void load_queries(const backend_context *c, int64_t token, int64_t kv_head, float *q, float *q_sink) {
+/* Heads first .. first + n of a token's row of n_all heads, with the family's norm. */
+static void load_heads(const backend_context *c, const float *row, int64_t n_all, int64_t first, int64_t n, const float *norm,
+                       cpu_worker *worker, float *out) {
     const model_spec *spec = c->model->spec;
+    const int64_t d = spec->head_dim;
+    if (norm != NULL && spec->arch->head_norm == HEAD_NORM_EACH) {
+        for (int64_t h = 0; h < n; h++) {
+            c->model->kernels->rms_norm(row + (first + h) * d, norm, d, spec->norm_eps, out + h * d);
+        }
+        return;
+    }
+    if (norm != NULL) {
+        c->model->kernels->rms_norm(row, norm, n_all * d, spec->norm_eps, worker->row);
+        row = worker->row;
+    }
+    memcpy(out, row + first * d, (size_t)(n * d) * sizeof *out);
+}
+
+/* The group's queries of one token in both rotations, scaled. q_sink may be NULL. */
+static void load_queries(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, float *q,
+                         float *q_sink) {
+    const model_spec *spec = c->model->spec;
+    const turn_set *turns = c->layers[c->step->layer].turns;
     const int64_t n = c->group * spec->head_dim;
-    const float *source = c->buffers[BUFFER_Q] + token * spec->n_heads * spec->head_dim + kv_head * n;
-    memcpy(q, source, (size_t)n * sizeof *q);
-    c->model->kernels->scale(q, 1.0f / sqrtf((float)spec->head_dim), n);
+    const float *row = c->buffers[BUFFER_Q] + token * spec->n_heads * spec->head_dim;
+    load_heads(c, row, spec->n_heads, kv_head * c->group, c->group, c->step->attention->q_norm, worker, q);
+    c->model->kernels->scale(q, spec->attention_scale, n);
     if (q_sink != NULL) {
         memcpy(q_sink, q, (size_t)n * sizeof *q_sink);
-        rotate(c, q_sink, c->group, sink_turn(c, token));
     }
-    rotate(c, q, c->group, c->turn + token * turn_stride(c));
+    if (turns != NULL) {
+        rotate(c, q, c->group, turns->turn + token * turn_stride(c));
+    }
+    if (turns != NULL && q_sink != NULL) {
+        rotate(c, q_sink, c->group, turns->turn_sink + sink_row(c, token));
+    }
 }
 
 static void store_key_value(backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker) {
     const model_spec *spec = c->model->spec;
     const kernels *k = c->model->kernels;
     const layer_context *shape = layer_shape(c);
-    const int64_t offset = (token * spec->n_kv_heads + kv_head) * spec->head_dim;
-    const float *raw = c->buffers[BUFFER_K] + offset;
-    const float *value = c->buffers[BUFFER_V] + offset;
+    const int64_t d = spec->head_dim;
+    const float *keys = c->buffers[BUFFER_K] + token * spec->n_kv_heads * d;
+    const float *value = c->buffers[BUFFER_V] + (token * spec->n_kv_heads + kv_head) * d;
     const int64_t index = c->chunk->first + token;
     const cpu_layer *layer = &c->layers[c->step->layer];
-    memcpy(worker->key, raw, (size_t)spec->head_dim * sizeof *raw);
-    rotate(c, worker->key, 1, c->turn + token * turn_stride(c));
-    k->kv_store[c->shape.kv_type](&layer->rings[kv_head], ring_slot(index, shape->capacity), worker->key, value);
-    if (index < shape->sinks) {
-        memcpy(worker->key, raw, (size_t)spec->head_dim * sizeof *raw);
-        rotate(c, worker->key, 1,
-               c->turn_sink_key + (c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0));
-        k->kv_store[c->shape.kv_type](&layer->sinks[kv_head], index, worker->key, value);
+    float *raw = worker->key, *key = worker->key + d;
+    load_heads(c, keys, spec->n_kv_heads, kv_head, 1, c->step->attention->k_norm, worker, raw);
+    memcpy(key, raw, (size_t)d * sizeof *key);
+    if (layer->turns != NULL) {
+        rotate(c, key, 1, layer->turns->turn + token * turn_stride(c));
     }
+    k->kv_store[c->shape.kv_type](&layer->rings[kv_head], ring_slot(index, shape->capacity), key, value);
+    if (index < shape->sinks) {
+        if (layer->turns != NULL) {
+            rotate(c, raw, 1, layer->turns->turn_sink_key + sink_row(c, token));
+        }
+        k->kv_store[c->shape.kv_type](&layer->sinks[kv_head], index, raw, value);
+    }
+}
+
+/* One over the sum of weights; a learned sink logit takes part in the sum and gives nothing. */
+static float normaliser(const backend_context *c, int64_t head, float m, float z) {
+    const float *sinks = c->step->attention->sink_logits;
+    return 1.0f / (sinks == NULL ? z : z + exp_f32(sinks[head] - m));
+}
+
+static const float *slopes_of(const backend_context *c, int64_t kv_head) {
+    return c->slopes != NULL ? c->slopes + kv_head * c->group : NULL;
 }
 
 static void clear_state(float *m, float *z, float *o, int64_t n_rows, int64_t head_dim) {
@@ -102,7 +141,7 @@ static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
                 out[i] += factor * parts[s].o[r * d + i];
             }
         }
-        c->model->kernels->scale(out, 1.0f / z, d);
+        c->model->kernels->scale(out, normaliser(c, kv_head * c->group + r, m, z), d);
     }
 }
 
@@ -121,7 +160,7 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
     const int64_t index = c->chunk->first;
 
-    load_queries(c, 0, kv_head, worker->q, worker->q_sink);
+    load_queries(c, 0, kv_head, worker, worker->q, worker->q_sink);
     if (!is_sink) {
         const int64_t own = ring_slot(index, shape->capacity);
         if (own >= slot0 && own < slot0 + ATTEND_SEGMENT) {
@@ -143,6 +182,8 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
         .m = part->m,
         .z = part->z,
         .o = part->o,
+        .softcap = spec->attention_softcap,
+        .slopes = slopes_of(c, kv_head),
         .scratch = worker->attend_scratch,
     };
     const kernels *k = c->model->kernels;
@@ -177,7 +218,7 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
 
     for (int64_t t = 0; t < n; t++) {
         const int64_t at = t * c->group * d;
-        load_queries(c, token0 + t, kv_head, worker->q + at, n_sinks > 0 ? worker->q_sink + at : NULL);
+        load_queries(c, token0 + t, kv_head, worker, worker->q + at, n_sinks > 0 ? worker->q_sink + at : NULL);
     }
     clear_state(worker->m, worker->z, worker->o, n * c->group, d);
     attend_args args = {
@@ -190,6 +231,8 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
         .m = worker->m,
         .z = worker->z,
         .o = worker->o,
+        .softcap = spec->attention_softcap,
+        .slopes = slopes_of(c, kv_head),
         .scratch = worker->attend_scratch,
     };
     if (n_sinks > 0) {
@@ -213,7 +256,7 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
             const int64_t row = t * c->group + r;
             float *out = c->buffers[BUFFER_A] + ((token0 + t) * spec->n_heads + kv_head * c->group + r) * d;
             memcpy(out, worker->o + row * d, (size_t)d * sizeof *out);
-            k->scale(out, 1.0f / worker->z[row], d);
+            k->scale(out, normaliser(c, kv_head * c->group + r, worker->m[row], worker->z[row]), d);
         }
     }
 }

@@ -76,6 +76,7 @@ lmi_status lmi_model_get_tensor(const lmi_model *model, int64_t index, lmi_tenso
         .n_dims = (int32_t)tensor->n_dims,
         .n_bytes = tensor->n_bytes,
         .offset = tensor->offset,
+        .data = tensor->data,
     };
     memcpy(item->shape, tensor->shape, sizeof item->shape);
     return LMI_OK;

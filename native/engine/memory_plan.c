@@ -59,6 +59,18 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     return LMI_OK;
 }
 
+/* Keys are stored rotated, so the choice between short and long factors is made once, by the largest distance there can be. */
+static const rope_table *layer_rope(const lmi_model *model, int64_t layer, int64_t window) {
+    const model_spec *spec = &model->spec;
+    if ((spec->layer_flags[layer] & LAYER_UNROTATED) != 0) {
+        return NULL;
+    }
+    if (spec->has_rope_window && (spec->layer_flags[layer] & LAYER_WINDOWED) != 0) {
+        return &model->rope_window;
+    }
+    return spec->has_rope_long && (double)window > spec->rope.original_context ? &model->rope_long : &model->rope;
+}
+
 lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *options, arena *memory, session_plan *plan,
                              lmi_error *error) {
     const model_spec *spec = &model->spec;
@@ -82,12 +94,13 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
     }
     for (int64_t i = 0; i < spec->n_layers; i++) {
         /* A layer that was trained with a window never saw tokens beyond it: it keeps that window and no sinks. */
-        const bool native = spec->native_window > 0;
+        const bool native = (spec->layer_flags[i] & LAYER_WINDOWED) != 0;
         const int64_t window = native && spec->native_window < o->window ? spec->native_window : o->window;
         plan->layers[i] = (layer_context){
             .window = window,
             .sinks = native ? 0 : o->sinks,
             .capacity = ring_capacity(window, o->chunk, o->rollback),
+            .rope = layer_rope(model, i, o->window),
         };
         plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
     }

@@ -30,6 +30,21 @@ static lmi_status open_vocabulary(lmi_model *m, bool required, lmi_error *error)
     return tokenizer_open(m->file, &m->tokens, error);
 }
 
+static lmi_status open_ropes(lmi_model *m, lmi_error *error) {
+    const model_spec *spec = &m->spec;
+    if (spec->arch->alibi) {
+        return LMI_OK;
+    }
+    lmi_status status = rope_table_init(&m->rope, &spec->rope, error);
+    if (status == LMI_OK && spec->has_rope_window) {
+        status = rope_table_init(&m->rope_window, &spec->rope_window, error);
+    }
+    if (status == LMI_OK && spec->has_rope_long) {
+        status = rope_table_init(&m->rope_long, &spec->rope_long, error);
+    }
+    return status;
+}
+
 static lmi_status open_weights(lmi_model *m, lmi_error *error) {
     lmi_status status = model_bind(m->file, &m->spec, &m->memory, &m->weights, error);
     if (status != LMI_OK) {
@@ -43,11 +58,11 @@ static lmi_status open_weights(lmi_model *m, lmi_error *error) {
                         (long long)m->spec.n_vocab);
         }
     }
-    status = rope_table_init(&m->rope, &m->spec.rope, error);
+    status = open_ropes(m, error);
     if (status != LMI_OK) {
         return status;
     }
-    m->shared = (backend_model){.spec = &m->spec, .rope = &m->rope, .kernels = m->kernels, .workers = m->workers};
+    m->shared = (backend_model){.spec = &m->spec, .kernels = m->kernels, .workers = m->workers};
     m->shared.steps = model_steps(&m->spec, &m->weights, &m->memory, &m->shared.n_steps);
     if (m->shared.steps == NULL) {
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for the steps of %lld layers", (long long)m->spec.n_layers);
@@ -55,6 +70,9 @@ static lmi_status open_weights(lmi_model *m, lmi_error *error) {
     m->device = &backend_cpu;
     m->has_weights = true;
     file_prefetch(&m->view, m->file->data_offset, m->view.size - m->file->data_offset);
+    for (int64_t i = 0; i < m->shards.n; i++) {
+        file_prefetch(&m->shards.views[i], 0, m->shards.views[i].size);
+    }
     return LMI_OK;
 }
 
@@ -72,18 +90,28 @@ static void describe(lmi_model *m) {
         .n_heads = spec->n_heads,
         .n_kv_heads = spec->n_kv_heads,
         .head_dim = spec->head_dim,
-        .n_ff = spec->n_ff,
+        .n_ff = spec->n_experts > 0 ? spec->n_ff_expert : spec->n_ff,
         .n_vocab = spec->n_vocab,
         .trained_context = spec->trained_context,
         .native_window = spec->native_window,
-        .n_native_layers = spec->native_window > 0 ? spec->n_layers : 0,
-        .rope_theta = spec->rope.theta,
+        .n_experts = spec->n_experts,
+        .n_experts_used = spec->n_experts_used,
+        .rope_theta = spec->arch != NULL && spec->arch->alibi ? 0.0 : spec->rope.theta,
         .n_parameters = (int64_t)m->weights.n_parameters,
+        .n_parameters_active = (int64_t)m->weights.n_parameters_active,
         .weight_bytes = m->weights.n_bytes,
+        .weight_bytes_active = m->weights.n_bytes_active,
         .file_bytes = m->view.size,
+        .n_files = 1 + (int32_t)m->shards.n,
         .n_metadata = m->file->n_keys,
         .n_tensors = m->file->n_tensors,
     };
+    for (int64_t i = 0; i < m->shards.n; i++) {
+        m->info.file_bytes += m->shards.views[i].size;
+    }
+    for (int64_t i = 0; i < spec->n_layers; i++) {
+        m->info.n_native_layers += (spec->layer_flags[i] & LAYER_WINDOWED) != 0;
+    }
     if (!m->has_weights && m->tokens != NULL) {
         lmi_vocab_info vocab;
         tokenizer_get_info(m->tokens, &vocab);
@@ -116,6 +144,9 @@ static lmi_status open_parts(lmi_model *m, const char *path, const lmi_model_opt
     }
     if (status == LMI_OK) {
         status = keep_architecture(m, error);
+    }
+    if (status == LMI_OK && !options->vocab_only) {
+        status = shards_open(path, !options->no_map, m->file, &m->shards, error);
     }
     if (status == LMI_OK && !options->vocab_only) {
         status = model_spec_read(m->file, &m->spec, error);
@@ -170,23 +201,31 @@ void lmi_model_close(lmi_model *model) {
     pool_close(model->workers);
     tokenizer_close(model->tokens);
     gguf_close(model->file);
+    shards_close(&model->shards);
     file_close(&model->view);
     arena_close(&model->memory);
     free(model);
 }
 
-void model_fingerprint(const lmi_model *model, uint8_t digest[32]) {
+static void add_file(sha256 *hash, const gguf *file) {
     enum { SAMPLES = 64, SAMPLE_BYTES = 4096 };
-    sha256 hash;
-    sha256_begin(&hash);
-    const uint64_t size = model->view.size, head = model->file->data_offset < size ? model->file->data_offset : size;
-    sha256_add(&hash, model->view.bytes, (size_t)head);
-    sha256_add(&hash, &size, sizeof size);
+    const uint64_t size = file->size, head = file->data_offset < size ? file->data_offset : size;
+    sha256_add(hash, file->bytes, (size_t)head);
+    sha256_add(hash, &size, sizeof size);
     const uint64_t data = size - head;
     for (uint64_t i = 0; i < SAMPLES && data > 0; i++) {
         const uint64_t at = data / SAMPLES * i;
         const uint64_t n = data - at < SAMPLE_BYTES ? data - at : SAMPLE_BYTES;
-        sha256_add(&hash, model->view.bytes + head + at, (size_t)n);
+        sha256_add(hash, file->bytes + head + at, (size_t)n);
+    }
+}
+
+void model_fingerprint(const lmi_model *model, uint8_t digest[32]) {
+    sha256 hash;
+    sha256_begin(&hash);
+    add_file(&hash, model->file);
+    for (int64_t i = 0; i < model->shards.n; i++) {
+        add_file(&hash, model->shards.files[i]);
     }
     sha256_end(&hash, digest);
 }

@@ -4,18 +4,20 @@
 
 #include "backend/backend.h"
 #include "base/file.h"
+#include "engine/shards.h"
 #include "gguf/gguf.h"
 #include "tokenizer/tokenizer.h"
 
 struct lmi_model {
     file_view view;
-    gguf *file;
+    gguf *file; /* with the tensors of all shards */
+    model_shards shards;
     tokenizer *tokens; /* NULL if the file has no vocabulary */
     bool has_weights;  /* false: opened for its vocabulary only */
     arena memory;
     model_spec spec;
     model_weights weights;
-    rope_table rope;
+    rope_table rope, rope_window, rope_long; /* the last two where the spec has them */
     pool *workers;
     const kernels *kernels;
     const backend *device;

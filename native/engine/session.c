@@ -265,7 +265,7 @@ void lmi_session_clear_cancel(lmi_session *session) { atomic_store(&session->can
 
 void lmi_session_get_view(const lmi_session *session, lmi_view *view) {
     const int64_t n = session->n_read, window = session->plan.options.window;
-    const bool native = session->model->spec.native_window > 0;
+    const bool native = session->model->info.n_native_layers == session->model->spec.n_layers; /* else some layers see more */
     const int64_t own_window =
         native && session->model->spec.native_window < window ? session->model->spec.native_window : window;
     const int64_t begin = n > own_window ? n - own_window : 0;

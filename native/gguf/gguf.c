@@ -349,6 +349,7 @@ static lmi_status place_tensors(scan *s, gguf *file, uint64_t data_bytes) {
         if (!ck_add(file->data_offset, file->tensors[i].offset, &file->tensors[i].offset)) {
             return scan_damaged(s, s->at, "the tensors' size does not fit 64 bits");
         }
+        file->tensors[i].data = file->bytes + file->tensors[i].offset;
     }
     return LMI_OK;
 }
@@ -385,6 +386,44 @@ lmi_status gguf_open(const uint8_t *bytes, uint64_t size, gguf **out, lmi_error 
         return status;
     }
     *out = file;
+    return LMI_OK;
+}
+
+lmi_status gguf_join(gguf *file, gguf *const *parts, int64_t n, lmi_error *error) {
+    int64_t n_tensors = file->n_tensors;
+    for (int64_t i = 0; i < n; i++) {
+        n_tensors += parts[i]->n_tensors; /* each within the limit of one file: far from overflow */
+    }
+    if (n_tensors > (int64_t)MAX_TENSORS) {
+        return fail(error, LMI_BAD_FORMAT, "the files hold %lld tensors together; at most %lld can be read",
+                    (long long)n_tensors, (long long)MAX_TENSORS);
+    }
+    gguf_tensor *tensors = calloc((size_t)n_tensors + 1, sizeof *tensors);
+    if (tensors == NULL) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for the table of %lld tensors", (long long)n_tensors);
+    }
+    int64_t at = file->n_tensors;
+    if (at > 0) {
+        memcpy(tensors, file->tensors, (size_t)at * sizeof *tensors);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (parts[i]->n_tensors > 0) {
+            memcpy(tensors + at, parts[i]->tensors, (size_t)parts[i]->n_tensors * sizeof *tensors);
+        }
+        at += parts[i]->n_tensors;
+    }
+    free(file->tensors);
+    file->tensors = tensors;
+    file->n_tensors = n_tensors;
+    name_table_close(&file->index->tensors);
+    if (!name_table_build(&file->index->tensors, tensors, (size_t)n_tensors, sizeof *tensors)) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory for the table of %lld tensors", (long long)n_tensors);
+    }
+    const int64_t twice = name_table_duplicate(&file->index->tensors);
+    if (twice >= 0) {
+        char shown[GGUF_SHOWN];
+        return fail(error, LMI_BAD_FORMAT, "tensor %s is in two of the model's files", gguf_shown(tensors[twice].name, shown));
+    }
     return LMI_OK;
 }
 

@@ -45,7 +45,8 @@ typedef struct gguf_tensor {
     int64_t shape[4]; /* ne; shape[0] runs fastest; unused ones are 1 */
     uint64_t n_values;
     uint64_t n_bytes;
-    uint64_t offset; /* in the file */
+    uint64_t offset;     /* in its file */
+    const uint8_t *data; /* [n_bytes] */
 } gguf_tensor;
 
 typedef struct gguf {
@@ -64,6 +65,9 @@ typedef struct gguf {
 /* `bytes` must stay in place and unchanged until gguf_close. */
 lmi_status gguf_open(const uint8_t *bytes, uint64_t size, gguf **out, lmi_error *error);
 void gguf_close(gguf *file);
+
+/* Adds the tensors of `parts` [n] to those of `file`: a model in several files. They must stay open as long as it. */
+lmi_status gguf_join(gguf *file, gguf *const *parts, int64_t n, lmi_error *error);
 
 const gguf_key *gguf_find_key(const gguf *file, const char *name); /* NULL if there is none */
 const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name);

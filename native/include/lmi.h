@@ -101,15 +101,20 @@ typedef struct lmi_model_info {
     int64_t n_heads;
     int64_t n_kv_heads;
     int64_t head_dim;
-    int64_t n_ff;
+    int64_t n_ff;           /* of an expert where there are experts */
+    int64_t n_experts;      /* 0: none */
+    int64_t n_experts_used; /* by each token */
     int64_t n_vocab;
     int64_t trained_context; /* tokens */
     int64_t native_window;   /* sliding window that the model was trained with, tokens; 0: none */
     int64_t n_native_layers; /* layers that have it */
-    double rope_theta;
+    double rope_theta;       /* 0: positions by ALiBi */
     int64_t n_parameters;
+    int64_t n_parameters_active; /* less the experts that a token does not choose */
     uint64_t weight_bytes;
-    uint64_t file_bytes;
+    uint64_t weight_bytes_active; /* read for one token */
+    uint64_t file_bytes;          /* of all files */
+    int32_t n_files;              /* the model may lie in several */
     int64_t n_metadata;
     int64_t n_tensors;
 } lmi_model_info;
@@ -131,7 +136,8 @@ typedef struct lmi_tensor {
     int64_t shape[4]; /* ne: shape[0] runs fastest; unused ones are 1 */
     int32_t n_dims;
     uint64_t n_bytes;
-    uint64_t offset; /* in the file */
+    uint64_t offset;  /* in its file */
+    const void *data; /* [n_bytes], while the model is open */
 } lmi_tensor;
 
 LMI_API lmi_status lmi_model_get_metadata(const lmi_model *model, int64_t index, lmi_metadata *item, lmi_error *error);
@@ -305,6 +311,34 @@ LMI_API uint64_t lmi_tensor_bytes(const char *type, int64_t n);
 /* Decodes n values to float32, bit-equal to the reference decoders of the `gguf` package. */
 LMI_API lmi_status lmi_dequantize(const char *type, const void *blocks, size_t size, float *values, int64_t n,
                                   lmi_error *error);
+
+/* ---- quantizing -------------------------------------------------------------------------------------------------- */
+
+typedef struct lmi_type_info {
+    const char *name;     /* "Q4_K" */
+    int32_t number;       /* in GGUF files */
+    int32_t block_values; /* values in a block; rows are whole blocks */
+    int32_t block_bytes;
+} lmi_type_info;
+
+/* A tensor type by its name; LMI_UNSUPPORTED if there is none. */
+LMI_API lmi_status lmi_type_find(const char *name, lmi_type_info *info, lmi_error *error);
+
+typedef struct lmi_quantize_options {
+    size_t size;             /* sizeof(lmi_quantize_options), set by lmi_quantize_options_default */
+    const float *importance; /* [cols], finite and not negative: how much an error in a column matters; NULL: all the same */
+    int32_t n_threads;       /* 0: one per usable core. The result does not depend on it */
+    int32_t allow_nonfinite; /* 1: F32, F16 and BF16 may hold infinities and NaN */
+    int64_t first_row;       /* number of the first row, for messages about a part of a tensor */
+} lmi_quantize_options;
+
+LMI_API void lmi_quantize_options_default(lmi_quantize_options *options);
+/* Turns rows x cols values of type `from` ("F32", "BF16", any that can be decoded) into blocks of type `to`, with the least
+ * squared error, weighted by importance, that the search finds. `options` may be NULL. Both sizes are in bytes and must be
+ * exact. A value that is not finite, or over 65504 in magnitude where the type has half-precision scales, is
+ * LMI_INVALID_ARGUMENT, names its row and column, and leaves `blocks` untouched. */
+LMI_API lmi_status lmi_quantize(const char *from, const void *source, size_t source_size, const char *to, void *blocks,
+                                size_t size, int64_t rows, int64_t cols, const lmi_quantize_options *options, lmi_error *error);
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 

@@ -57,6 +57,20 @@ static inline uint64_t seen_in_block(const slot_view *view, int64_t block) {
     return bits_of(view->begin[0] - block, view->end[0] - block) | bits_of(view->begin[1] - block, view->end[1] - block);
 }
 
+/* ---- what becomes of a logit before the softmax ----------------------------------------------------------------------- */
+
+static inline bool shapes_logits(const attend_args *args) { return args->softcap != 0 || args->slopes != NULL; }
+
+/* Ring: ages[s] = newest - j of the token j in slot block + s, where there is one. A row at p sees it at the distance
+ * ages[s] - (newest - p). */
+static inline void ages_in_block(const attend_args *args, int64_t block, int32_t *ages) {
+    const int64_t n = args->n_slots_used, last = args->newest % n;
+    for (int64_t s = 0; s < BLOCK_SLOTS; s++) {
+        const int64_t slot = min_of(block + s, n - 1);
+        ages[s] = (int32_t)(slot <= last ? last - slot : last - slot + n);
+    }
+}
+
 /* Q8_0 banks: the query is rounded to 16 bits per 32 values, q = scale * level with |level| <= 32767, and meets the stored bytes
  * in integers, exactly: 32 * 255 * 32767 < 2^31. On normal data this moves the output by 3e-10 of its mean square, where rounding
  * the key to 8 bits costs 3e-5. A query that is not finite has scale NaN. */

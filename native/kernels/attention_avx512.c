@@ -57,6 +57,7 @@ static inline vi vi_load(const uint8_t *x) { return _mm512_loadu_si512(x); }
 static inline vi vi_all(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi vi_even(vi v) { return _mm512_and_si512(v, _mm512_set1_epi32(0x00ff00ff)); }
 static inline vi vi_odd(vi v) { return _mm512_srli_epi16(v, 8); }
+static inline vi vi_minus(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static inline vi vi_dot_add(vi sum, vi a, vi b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
 /* exp_split of vector.h. Lanes below EXP_NORMAL, -inf among them, are masked: they cost nothing there. */
@@ -74,6 +75,28 @@ static inline vf vf_exp(vf x) {
     e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.0f));
     e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.0f));
     return _mm512_maskz_scalef_ps(normal, e, k);
+}
+
+/* p 2^n + (2^n - 1), as tanh_f32 has it. */
+static inline vf vf_expm1(vf x) {
+    const vf magic = vf_all(EXP_MAGIC);
+    x = vf_max(vf_all(-2.0f * TANH_ONE), x); /* x, if x is NaN */
+    const vf shifted = _mm512_fmadd_ps(x, vf_all(EXP_LOG2_E), magic), k = shifted - magic;
+    const vf high = _mm512_fnmadd_ps(k, vf_all(EXP_LN2_HIGH), x);
+    const vf r = _mm512_fnmadd_ps(k, vf_all(EXP_LN2_LOW), high);
+    vf q = vf_all(EXP_C6);
+    q = _mm512_fmadd_ps(q, r, vf_all(EXP_C5));
+    q = _mm512_fmadd_ps(q, r, vf_all(EXP_C4));
+    q = _mm512_fmadd_ps(q, r, vf_all(EXP_C3));
+    q = _mm512_fmadd_ps(q, r, vf_all(EXP_C2));
+    const vf p = _mm512_fmadd_ps(r * r, q, r);
+    const vi bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(shifted), vi_all(127)), 23);
+    const vf power = _mm512_castsi512_ps(bits);
+    return _mm512_fmadd_ps(p, power, power - vf_all(1.0f));
+}
+static inline vf vf_size(vf x) { return _mm512_andnot_ps(vf_all(-0.0f), x); }
+static inline vf vf_sign(vf x, vf y) {
+    return _mm512_or_ps(_mm512_and_ps(vf_all(-0.0f), x), _mm512_andnot_ps(vf_all(-0.0f), y));
 }
 
 #include "kernels/attention_simd.h"

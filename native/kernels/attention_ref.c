@@ -2,6 +2,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/fill.h"
+#include "kernels/vector.h"
 
 /* ---- storing ------------------------------------------------------------------------------------------------------ */
 
@@ -158,8 +159,23 @@ static void tile_logits_int8(const int16_t *bytes, const float *scales, const in
     memcpy(logits, sums, sizeof sums);
 }
 
+/* Caps and biases logits [64] of a row; what is not seen may become anything. */
+static void shape_logits(const attend_args *args, bool sinks, const int32_t *ages, int64_t row, float *logits) {
+    if (args->softcap != 0) {
+        softcap_body(logits, args->softcap, BLOCK_SLOTS);
+    }
+    if (args->slopes != NULL) {
+        const int32_t lag = (int32_t)(args->newest - (args->first_pos + row / args->rows_per_token));
+        const float slope = args->slopes[row % args->rows_per_token];
+        for (int s = 0; s < BLOCK_SLOTS; s++) {
+            logits[s] -= slope * (sinks ? (float)args->window : (float)(ages[s] - lag));
+        }
+    }
+}
+
 /* One block of a row's running softmax; `seen` is not empty. */
-static void attend_row(const attend_args *args, const workspace *w, uint64_t seen, int64_t row) {
+static void attend_row(const attend_args *args, bool sinks, const workspace *w, const int32_t *ages, uint64_t seen,
+                       int64_t row) {
     const int64_t d = args->bank->head_dim;
     const float *q = args->q + row * d;
     float *o = args->o + row * d;
@@ -179,6 +195,9 @@ static void attend_row(const attend_args *args, const workspace *w, uint64_t see
         } else {
             tile_logits(w->keys + t * KV_TILE * d, q, d, logits + t * KV_TILE);
         }
+    }
+    if (shapes_logits(args)) {
+        shape_logits(args, sinks, ages, row, logits);
     }
     float largest = args->m[row];
     for (int s = 0; s < BLOCK_SLOTS; s++) {
@@ -219,12 +238,16 @@ static void attend(const attend_args *args, bool sinks) {
             continue;
         }
         widen_block(args->bank, &w, block, any);
+        int32_t ages[BLOCK_SLOTS] = {0};
+        if (args->slopes != NULL && !sinks) {
+            ages_in_block(args, block, ages);
+        }
         for (int64_t r = 0; r < args->n_rows; r++) {
             const int64_t pos = args->first_pos + r / args->rows_per_token;
             const slot_view view = view_of(args, sinks, pos, pos);
             const uint64_t seen = seen_in_block(&view, block);
             if (seen != 0) {
-                attend_row(args, &w, seen, r);
+                attend_row(args, sinks, &w, ages, seen, r);
             }
         }
     }

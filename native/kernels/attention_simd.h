@@ -12,10 +12,12 @@
  *   vf_load, vf_store, vf_all(float), vf_sum, vf_largest, vf_multiply_add(a, b, c) = a * b + c
  *   vf_max(a, b)             b where either is NaN
  *   vf_exp                   exp of each, arguments <= 0 or NaN; 0 below EXP_NORMAL
+ *   vf_expm1                 exp - 1 of each, arguments <= 0 or NaN; -1 below -2 TANH_ONE
+ *   vf_size, vf_sign(x, y)   |x|; y with the sign of x
  *   vf_only(bits, x)         -inf where a bit is 0
  *   vf_from_f16, vf_from_int8   of LANES values in memory
  *   vi, vi_load, vi_all(int32_t), vi_even, vi_odd: bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
- *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword, vf_from_int(vi)
+ *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword, vf_from_int(vi), vi_minus(a, b)
  *   GROUP, EACH_ROWS(n, DO)  switch (n) with a case for every 1 <= n <= GROUP
  *   INT_ROWS                 rows per pass over Q8_0 keys
  *   ACCUMULATORS             sums that a loop keeps in registers */
@@ -549,9 +551,43 @@ static void widen_scales(const kv_bank *bank, const workspace *w, int64_t block,
     }
 }
 
+/* cap tanh(x / cap), as tanh_f32 of vector.h has it; inverse is -2 / cap. */
+INLINE vf capped(vf x, vf cap, vf inverse) {
+    const vf e = vf_expm1(vf_size(x) * inverse);
+    return cap * vf_sign(x, e / (vf_all(2.0f) + e));
+}
+
+/* Caps and biases the logits of rows row0 .. row0 + n, in the vectors of which a row sees something; what it does not see may
+ * become anything. Apart from the loop that seldom needs it. */
+static __attribute__((noinline)) void shape_panel(const attend_args *args, bool sinks, const int32_t *ages, int64_t row0,
+                                                  int64_t n, const uint64_t *seen, float *logits) {
+    const uint64_t lanes = ((uint64_t)1 << LANES) - 1;
+    const bool caps = args->softcap != 0, biases = args->slopes != NULL;
+    const vf cap = vf_all(args->softcap), inverse = vf_all(caps ? -2.0f / args->softcap : 0.0f);
+    for (int64_t r = 0; r < n; r++, logits += BLOCK_SLOTS) {
+        const int64_t token = (row0 + r) / args->rows_per_token, head = (row0 + r) % args->rows_per_token;
+        const vi lag = vi_all((int32_t)(args->newest - (args->first_pos + token)));
+        const vf slope = vf_all(biases ? args->slopes[head] : 0.0f), fixed = slope * vf_all((float)args->window);
+        for (int v = 0; v < BLOCK_VECTORS; v++) {
+            if ((seen[r] >> (v * LANES) & lanes) == 0) {
+                continue;
+            }
+            vf x = vf_load(logits + v * LANES);
+            x = caps ? capped(x, cap, inverse) : x;
+            if (biases && sinks) {
+                x -= fixed;
+            } else if (biases) {
+                const vi age = vi_load((const uint8_t *)(const void *)(ages + v * LANES));
+                x -= slope * vf_from_int(vi_minus(age, lag));
+            }
+            vf_store(logits + v * LANES, x);
+        }
+    }
+}
+
 /* Rows row0 .. row0 + n of the call, n <= PANEL, against one block; the call goes on with `next`, or ends with it. */
-static void attend_panel(const attend_args *args, const workspace *w, int64_t block, int64_t next, int64_t row0, int64_t n,
-                         bool widened) {
+static void attend_panel(const attend_args *args, bool sinks, const workspace *w, const int32_t *ages, int64_t block,
+                         int64_t next, int64_t row0, int64_t n, bool widened) {
     const kv_bank *bank = args->bank;
     const int64_t d = bank->head_dim, n_groups = (n + GROUP - 1) / GROUP;
     uint64_t seen[PANEL], all[PANEL / GROUP], any[PANEL / GROUP];
@@ -581,6 +617,9 @@ static void attend_panel(const attend_args *args, const workspace *w, int64_t bl
         } else {
             group_logits_f16(rows, q, keys, d, from, to, values, logits);
         }
+    }
+    if (shapes_logits(args)) {
+        shape_panel(args, sinks, ages, row0, n, seen, w->logits);
     }
     fold_block(n, w->logits, seen, args->m + row0, args->z + row0, fade);
     for (int64_t column = 0; column < d; column += widened ? 2 * LANES : d) {
@@ -637,8 +676,12 @@ static void attend(const attend_args *args, bool sinks) {
         if (widened) {
             widen_block(bank, &w, block, from, to);
         }
+        int32_t ages[BLOCK_SLOTS] = {0};
+        if (args->slopes != NULL && !sinks) {
+            ages_in_block(args, block, ages);
+        }
         for (int64_t row = 0; row < args->n_rows; row += PANEL) {
-            attend_panel(args, &w, block, next, row, min_of(PANEL, args->n_rows - row), widened);
+            attend_panel(args, sinks, &w, ages, block, next, row, min_of(PANEL, args->n_rows - row), widened);
         }
     }
 }

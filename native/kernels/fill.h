@@ -18,7 +18,7 @@ void attention_fill_ref(kernels *table);
 void attention_fill_avx2(kernels *table);
 void attention_fill_avx512(kernels *table);
 
-/* rms_norm, rope, silu_mul, add, scale */
+/* rms_norm, layer_norm, rope, activate, softcap, clamp, add, scale */
 void vector_fill_ref(kernels *table);
 void vector_fill_avx2(kernels *table);
 void vector_fill_avx512(kernels *table);

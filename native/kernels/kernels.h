@@ -44,7 +44,12 @@ enum { MATMUL_ROW_TILE = 16 };
  *   sinks  j = slot;                                                                seen if p - j >= window
  * (spec of Λ-attention, section 1.2). A slot that is not seen contributes exactly nothing, whatever bytes it holds. What a row
  * gets depends, bit for bit, on its own slots and on how they are cut into calls, not on the rows beside it. Q8_0 banks meet a
- * query rounded to 16 bits per 32 values; weights below 2^-126 of the largest may count as 0. */
+ * query rounded to 16 bits per 32 values; weights below 2^-126 of the largest may count as 0.
+ *
+ * A logit is q k, then, in this order, capped and biased, each only if asked for (zero and NULL ask for nothing):
+ *   softcap  logit = softcap tanh(logit / softcap)                                (Gemma 2, arXiv 2408.00118, section 2)
+ *   slopes   logit = logit - slope * distance, ring: p - j, sinks: window         (ALiBi, arXiv 2108.12409, distance at most L)
+ * Distances are whole numbers until they are multiplied: rounded once where they exceed 2^24. Slopes want n_slots_used < 2^31. */
 typedef struct attend_args {
     const kv_bank *bank;
     const float *q; /* [n_rows][head_dim], rotated for this bank and scaled */
@@ -55,6 +60,8 @@ typedef struct attend_args {
     int64_t n_slots_used; /* ring: the modulus (<= bank->n_slots); sinks: tokens stored so far */
     int64_t window;       /* L */
     int64_t slot0, slot1; /* slots to look at, any within the bank; multiples of 64 are fastest */
+    float softcap;        /* > 0, or 0: no cap */
+    const float *slopes;  /* [rows_per_token] of the query rows of a token, or NULL: no bias */
     float *m, *z;         /* [n_rows] */
     float *o;             /* [n_rows][head_dim] */
     void *scratch;        /* attend_scratch(n_rows, head_dim) bytes */
@@ -67,6 +74,22 @@ typedef enum rope_pairing {
     ROPE_ADJACENT = 0, /* (2i, 2i+1): GGUF `llama` */
     ROPE_HALVES = 1    /* (i, i + n_rot/2): NeoX */
 } rope_pairing;
+
+/* What lies between the two halves of a feed-forward block. */
+typedef enum activation {
+    ACTIVATION_SILU = 0,       /* x / (1 + exp(-x)) */
+    ACTIVATION_GELU_TANH = 1,  /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (arXiv 1606.08415) */
+    ACTIVATION_GELU_ERF = 2,   /* x / 2 (1 + erf(x / sqrt 2)) */
+    ACTIVATION_SWIGLU_OAI = 3, /* c / (1 + exp(-1.702 c)), c = min(x, 7): see activate */
+    ACTIVATIONS = 4
+} activation;
+
+/* h = f(gate) * up, or f(gate) where up is NULL; h may be gate or up. ACTIVATION_SWIGLU_OAI (gpt-oss) multiplies by
+ * 1 + min(max(up, -7), 7) instead.
+ *
+ * The error of f(x) is at most 4e-7 |x| anywhere; x >= 0 and, for SiLU, all x: within 8 units of the last place. f(inf) = inf
+ * (SWIGLU_OAI: f(7)), f(-inf) = 0 of either sign, f(0) = 0, NaN stays NaN. */
+typedef void activate_kernel(const float *gate, const float *up, int64_t n, float *h);
 
 typedef struct kernels {
     lmi_isa isa;
@@ -85,10 +108,14 @@ typedef struct kernels {
 
     /* y = x / rms(x) * w, rms over n with eps inside the root; y may be x. */
     void (*rms_norm)(const float *x, const float *w, int64_t n, float eps, float *y);
-    /* Turns the first n_rot of head_dim values of n_heads heads by cos_sin[n_rot/2][2]; in place. */
+    /* y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b, the variance over n, not n - 1; w NULL: 1, b NULL: 0; y may be x. */
+    void (*layer_norm)(const float *x, const float *w, const float *b, int64_t n, float eps, float *y);
+    /* Turns the first n_rot of head_dim values of n_heads heads by cos_sin[n_rot/2][2], the rest stays; in place. */
     void (*rope)(float *x, int64_t n_heads, int64_t head_dim, int64_t n_rot, const float *cos_sin, rope_pairing pairing);
-    /* h = silu(gate) * up; h may be gate. silu(x) = x / (1 + exp(-x)), within 4 ulp. */
-    void (*silu_mul)(const float *gate, const float *up, int64_t n, float *h);
+    activate_kernel *activate[ACTIVATIONS];
+    /* x = cap tanh(x / cap), cap > 0 and normal; off by 4e-7 of itself + cap 2^-149 at most; inf gives the cap, NaN stays NaN. */
+    void (*softcap)(float *x, float cap, int64_t n);
+    void (*clamp)(float *x, float limit, int64_t n);  /* to -limit .. limit, limit >= 0; NaN stays NaN */
     void (*add)(float *x, const float *y, int64_t n); /* x += y */
     void (*scale)(float *x, float factor, int64_t n); /* x *= factor */
 } kernels;
@@ -96,7 +123,7 @@ typedef struct kernels {
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */
 lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error);
 
-/* exp as in silu_mul, and for merging parts of attention; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
+/* exp as in SiLU, and for merging parts of attention; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
 float exp_f32(float x);
 
 #endif

@@ -1,14 +1,36 @@
 #include "kernels/fill.h"
 #include "kernels/vector.h"
 
-static void silu_mul_avx512(const float *gate, const float *up, int64_t n, float *h) { silu_mul_body(gate, up, n, h); }
+static void silu_avx512(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_SILU, gate, up, n, h);
+}
+
+static void gelu_tanh_avx512(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_GELU_TANH, gate, up, n, h);
+}
+
+static void gelu_erf_avx512(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_GELU_ERF, gate, up, n, h);
+}
+
+static void swiglu_oai_avx512(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_SWIGLU_OAI, gate, up, n, h);
+}
 
 static void rms_norm_avx512(const float *x, const float *w, int64_t n, float eps, float *y) { rms_norm_body(x, w, n, eps, y); }
+
+static void layer_norm_avx512(const float *x, const float *w, const float *b, int64_t n, float eps, float *y) {
+    layer_norm_body(x, w, b, n, eps, y);
+}
 
 static void rope_avx512(float *x, int64_t n_heads, int64_t head_dim, int64_t n_rot, const float *cos_sin,
                         rope_pairing pairing) {
     rope_body(x, n_heads, head_dim, n_rot, cos_sin, pairing);
 }
+
+static void softcap_avx512(float *x, float cap, int64_t n) { softcap_body(x, cap, n); }
+
+static void clamp_avx512(float *x, float limit, int64_t n) { clamp_body(x, limit, n); }
 
 static void add_avx512(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
@@ -16,8 +38,14 @@ static void scale_avx512(float *x, float factor, int64_t n) { scale_body(x, fact
 
 void vector_fill_avx512(kernels *table) {
     table->rms_norm = rms_norm_avx512;
+    table->layer_norm = layer_norm_avx512;
     table->rope = rope_avx512;
-    table->silu_mul = silu_mul_avx512;
+    table->activate[ACTIVATION_SILU] = silu_avx512;
+    table->activate[ACTIVATION_GELU_TANH] = gelu_tanh_avx512;
+    table->activate[ACTIVATION_GELU_ERF] = gelu_erf_avx512;
+    table->activate[ACTIVATION_SWIGLU_OAI] = swiglu_oai_avx512;
+    table->softcap = softcap_avx512;
+    table->clamp = clamp_avx512;
     table->add = add_avx512;
     table->scale = scale_avx512;
 }

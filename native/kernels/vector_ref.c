@@ -7,13 +7,35 @@ float exp_f32(float x) {
     return times_power(m, n);
 }
 
-static void silu_mul_ref(const float *gate, const float *up, int64_t n, float *h) { silu_mul_body(gate, up, n, h); }
+static void silu_ref(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_SILU, gate, up, n, h);
+}
+
+static void gelu_tanh_ref(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_GELU_TANH, gate, up, n, h);
+}
+
+static void gelu_erf_ref(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_GELU_ERF, gate, up, n, h);
+}
+
+static void swiglu_oai_ref(const float *gate, const float *up, int64_t n, float *h) {
+    activate_body(ACTIVATION_SWIGLU_OAI, gate, up, n, h);
+}
 
 static void rms_norm_ref(const float *x, const float *w, int64_t n, float eps, float *y) { rms_norm_body(x, w, n, eps, y); }
+
+static void layer_norm_ref(const float *x, const float *w, const float *b, int64_t n, float eps, float *y) {
+    layer_norm_body(x, w, b, n, eps, y);
+}
 
 static void rope_ref(float *x, int64_t n_heads, int64_t head_dim, int64_t n_rot, const float *cos_sin, rope_pairing pairing) {
     rope_body(x, n_heads, head_dim, n_rot, cos_sin, pairing);
 }
+
+static void softcap_ref(float *x, float cap, int64_t n) { softcap_body(x, cap, n); }
+
+static void clamp_ref(float *x, float limit, int64_t n) { clamp_body(x, limit, n); }
 
 static void add_ref(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
@@ -21,8 +43,14 @@ static void scale_ref(float *x, float factor, int64_t n) { scale_body(x, factor,
 
 void vector_fill_ref(kernels *table) {
     table->rms_norm = rms_norm_ref;
+    table->layer_norm = layer_norm_ref;
     table->rope = rope_ref;
-    table->silu_mul = silu_mul_ref;
+    table->activate[ACTIVATION_SILU] = silu_ref;
+    table->activate[ACTIVATION_GELU_TANH] = gelu_tanh_ref;
+    table->activate[ACTIVATION_GELU_ERF] = gelu_erf_ref;
+    table->activate[ACTIVATION_SWIGLU_OAI] = swiglu_oai_ref;
+    table->softcap = softcap_ref;
+    table->clamp = clamp_ref;
     table->add = add_ref;
     table->scale = scale_ref;
 }

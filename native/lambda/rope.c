@@ -58,13 +58,13 @@ static lmi_status check_params(const rope_params *p, lmi_error *error) {
                       2 * ROPE_MAX_PAIRS);
     } else if (!(isfinite(p->theta) && p->theta > 0)) {
         status = fail(error, LMI_BAD_FORMAT, "rotary base %g is not a positive number", p->theta);
+    } else if (!(isfinite(p->attention_factor) && p->attention_factor > 0)) {
+        status = fail(error, LMI_BAD_FORMAT, "rotary attention factor %g is not a positive number", p->attention_factor);
     } else if (p->scaling != ROPE_SCALING_NONE && !(isfinite(p->factor) && p->factor > 0)) {
         status = fail(error, LMI_BAD_FORMAT, "rotary scaling factor %g is not a positive number", p->factor);
     } else if (p->scaling == ROPE_SCALING_YARN) {
         if (!(isfinite(p->original_context) && p->original_context > 0)) {
             status = fail(error, LMI_BAD_FORMAT, "YaRN original context %g is not a positive number", p->original_context);
-        } else if (!(isfinite(p->attention_factor) && p->attention_factor > 0)) {
-            status = fail(error, LMI_BAD_FORMAT, "YaRN attention factor %g is not a positive number", p->attention_factor);
         } else if (!(isfinite(p->beta_fast) && p->beta_fast > 0 && isfinite(p->beta_slow) && p->beta_slow > 0)) {
             status = fail(error, LMI_BAD_FORMAT, "YaRN ramp from %g to %g is not between positive numbers", p->beta_slow,
                           p->beta_fast);
@@ -84,10 +84,12 @@ lmi_status rope_table_init(rope_table *table, const rope_params *params, lmi_err
     if (status != LMI_OK) {
         return status;
     }
-    double low = 0, high = 0, magnitude = 1;
+    double low = 0, high = 0, magnitude = p->attention_factor;
     if (p->scaling == ROPE_SCALING_YARN) {
-        low = clamp(floor(yarn_pair(p, p->beta_fast)), 0, p->n_rot - 1);
-        high = clamp(ceil(yarn_pair(p, p->beta_slow)), 0, p->n_rot - 1);
+        low = yarn_pair(p, p->beta_fast);
+        high = yarn_pair(p, p->beta_slow);
+        low = clamp(p->untruncated ? low : floor(low), 0, p->n_rot - 1);
+        high = clamp(p->untruncated ? high : ceil(high), 0, p->n_rot - 1);
         high = high == low ? low + 0.001 : high; /* a step, without a division by zero */
         magnitude = p->attention_factor * (0.1 * log(p->factor) + 1.0);
         if (!(magnitude > 0 && magnitude < 1e6)) {

@@ -5,6 +5,7 @@
 #ifndef LMI_LAMBDA_ROPE_H
 #define LMI_LAMBDA_ROPE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -26,8 +27,9 @@ typedef struct rope_params {
     rope_scaling scaling;
     double factor;               /* linear, YaRN: by how much the context was stretched */
     double original_context;     /* YaRN */
-    double attention_factor;     /* YaRN: multiplies the usual magnitude; 1 */
+    double attention_factor;     /* multiplies cos and sin (LongRoPE, arXiv 2402.13753), beside YaRN's own magnitude; 1 */
     double beta_fast, beta_slow; /* YaRN (arXiv 2309.00071, section 3.2): 32, 1 */
+    bool untruncated;            /* YaRN: the ramp's ends are not rounded to whole pairs (gpt-oss) */
 } rope_params;
 
 lmi_status rope_table_init(rope_table *table, const rope_params *params, lmi_error *error);

@@ -17,7 +17,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the file holds. Sizes in bytes, `trained_context` and `native_window` (0: none) in tokens."""
+    """What the file holds. Sizes in bytes, `trained_context` and `native_window` (0: none) in tokens. `n_ff`: of one expert
+    where there are `n_experts`; `..._active`: what one token meets, less the experts that it does not choose."""
 
     architecture: str
     isa: str
@@ -31,14 +32,19 @@ class ModelInfo:
     n_kv_heads: int
     head_dim: int
     n_ff: int
+    n_experts: int
+    n_experts_used: int
     n_vocab: int
     trained_context: int
     native_window: int
     n_native_layers: int
     rope_theta: float
     n_parameters: int
+    n_parameters_active: int
     weight_bytes: int
+    weight_bytes_active: int
     file_bytes: int
+    n_files: int
     n_metadata: int
     n_tensors: int
 

@@ -109,14 +109,20 @@ def _shape_lines(model, mix) -> list[str]:
     heads = f"{info.n_heads} heads of {info.head_dim}"
     if info.n_kv_heads != info.n_heads:
         heads += f" ({info.n_kv_heads} for keys and values)"
-    trained = f"{info.trained_context:,} tokens, RoPE base {info.rope_theta:,.0f}"
+    trained = f"{info.trained_context:,} tokens"
+    trained += f", RoPE base {info.rope_theta:,.0f}" if info.rope_theta else ", positions by ALiBi"
     if info.native_window:
         trained += f", window {info.native_window:,} in {info.n_native_layers} layers"
     bits = 8 * info.weight_bytes / info.n_parameters if info.n_parameters else 0
     types = ", ".join(f"{kind} {human_bytes(n)} in {count}" for kind, count, n in mix)
+    forward = f"feed-forward {info.n_ff:,}"
+    if info.n_experts:
+        forward = f"{info.n_experts} experts of feed-forward {info.n_ff:,}, {info.n_experts_used} for each token"
+    size = f"{human_count(info.n_parameters)} parameters"
+    if info.n_experts:
+        size += f" ({human_count(info.n_parameters_active)}, {human_bytes(info.weight_bytes_active)} of weights for each token)"
     return [
-        f"shape       {info.architecture}, {human_count(info.n_parameters)} parameters, {info.n_layers} layers, "
-        f"width {info.n_embd:,}, {heads}, feed-forward {info.n_ff:,}",
+        f"shape       {info.architecture}, {size}, {info.n_layers} layers, width {info.n_embd:,}, {heads}, {forward}",
         f"trained on  {trained}",
         f"weights     {quant_name(model, mix)}, {bits:.2f} bits each: {types}",
     ]

@@ -44,12 +44,14 @@ class Table:
         attention_factor: float = 1.0,
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
+        untruncated: bool = False,
     ) -> None:
         self.internals, self.n_rot = internals, n_rot
         ffi = internals.ffi
         self.turns = np.zeros(max(n_rot, 2) // 2, np.uint64)
         magnitude, message = ffi.new("float *"), ffi.new("char[704]")
-        numbers = ffi.new("double[6]", [theta, factor, original_context, attention_factor, beta_fast, beta_slow])
+        given_numbers = [theta, factor, original_context, attention_factor, beta_fast, beta_slow, untruncated]
+        numbers = ffi.new("double[7]", given_numbers)
         given = ffi.NULL if factors is None else internals.floats(factors)
         turns = ffi.cast("uint64_t *", ffi.from_buffer(self.turns))
         status = internals.lib.internals_rope_init(n_rot, numbers, given, SCALING[scaling], turns, magnitude, message)
@@ -75,14 +77,15 @@ class FloatTable(Table):
 
 
 class Layer:
-    """push(q, k, v) takes the next tokens, not turned yet, and returns what attention gives them.
+    """push(q, k, v) takes the next tokens, not turned yet, and returns what attention gives them. No table: nothing is turned.
+    slopes and sink_logits: one of each query head.
 
     capacity overrides the number of ring slots, sink_position where the query stands for sinks: for tests that must fail."""
 
     def __init__(
         self,
         internals: Internals,
-        table: Table,
+        table: Table | None,
         *,
         isa: str,
         kv: str = "f32",
@@ -98,7 +101,12 @@ class Layer:
         start: int = 0,
         capacity: int | None = None,
         sink_position: int | None = None,
+        softcap: float = 0.0,
+        slopes: np.ndarray | None = None,
+        sink_logits: np.ndarray | None = None,
     ) -> None:
+        self.softcap, self.sink_logits = softcap, sink_logits
+        self.slopes = None if slopes is None else np.array(slopes, np.float32)
         self.internals, self.table, self.isa, self.lib = internals, table, ISA[isa], internals.lib
         self.n_heads, self.n_kv_heads, self.group, self.d = n_heads, n_kv_heads, n_heads // n_kv_heads, head_dim
         self.window, self.sinks, self.chunk, self.rollback_limit = window, sinks, chunk, rollback
@@ -117,6 +125,8 @@ class Layer:
     def turned(self, x: np.ndarray, position: int) -> np.ndarray:
         """x [heads, d] at a position."""
         x = np.array(x, np.float32, order="C")
+        if self.table is None:
+            return x
         row = self.table.row(position)
         floats = self.internals.floats
         self.lib.internals_rope(self.isa, floats(x), len(x), self.d, self.table.n_rot, floats(row), self.pairing)
@@ -128,9 +138,10 @@ class Layer:
         self.lib.internals_kv_store(self.isa, bank, slot, floats(key), floats(value))
 
     def attend(
-        self, bank, is_sink: bool, q: np.ndarray, first: int, newest: int, used: int, slots: tuple[int, int], state
+        self, h: int, bank, is_sink: bool, q: np.ndarray, first: int, newest: int, used: int, slots: tuple[int, int], state
     ) -> None:
         m, z, o = state
+        slopes = None if self.slopes is None else self.slopes[h * self.group : (h + 1) * self.group]
         floats = self.internals.floats
         q = np.ascontiguousarray(q, np.float32)
         status = self.lib.internals_attend(
@@ -145,6 +156,8 @@ class Layer:
             used,
             self.window,
             *slots,
+            self.softcap,
+            self.internals.ffi.NULL if slopes is None else floats(slopes),
             floats(m),
             floats(z),
             floats(o),
@@ -191,13 +204,21 @@ class Layer:
         last = first + len(ring_q) // self.group - 1
         state = self.empty(len(ring_q))
         active = self.lib.internals_active_sinks(last, self.window, self.sinks)
-        self.attend(self.sink_banks[h], True, sink_q, first, 0, active, (0, active), state)
+        self.attend(h, self.sink_banks[h], True, sink_q, first, 0, active, (0, active), state)
         ranges = self.internals.ffi.new("int64_t[4]")
         n = self.lib.internals_band_slots(first, last, self.window, self.capacity, ranges)
         for i in range(n):
             slots = (ranges[2 * i], ranges[2 * i + 1])
-            self.attend(self.rings[h], False, ring_q, first, self.index - 1, self.capacity, slots, state)
-        return state[2] / state[1][:, None]
+            self.attend(h, self.rings[h], False, ring_q, first, self.index - 1, self.capacity, slots, state)
+        return self._finish(h, *state)
+
+    def _finish(self, h: int, m: np.ndarray, z: np.ndarray, o: np.ndarray) -> np.ndarray:
+        """A sink logit is one more term of the sum, with the value 0."""
+        if self.sink_logits is None:
+            return o / z[:, None]
+        logit = np.tile(np.asarray(self.sink_logits, np.float32)[h * self.group : (h + 1) * self.group], len(m) // self.group)
+        top = np.maximum(m, logit)
+        return o * np.exp(m - top)[:, None] / (z * np.exp(m - top) + np.exp(logit - top))[:, None]
 
     def _decode(self, h: int, ring_q: np.ndarray, sink_q: np.ndarray, first: int) -> np.ndarray:
         active = self.lib.internals_active_sinks(first, self.window, self.sinks)
@@ -208,7 +229,7 @@ class Layer:
             state = self.empty(len(ring_q))
             slots = (slot, min(slot + SEGMENT, limit))
             bank, q, used = (self.sink_banks[h], sink_q, active) if is_sink else (self.rings[h], ring_q, self.capacity)
-            self.attend(bank, is_sink, q, first, self.index - 1, used, slots, state)
+            self.attend(h, bank, is_sink, q, first, self.index - 1, used, slots, state)
             parts.append(state)
         top = np.max([m for m, _, _ in parts], axis=0)
         total, out = np.zeros_like(top), np.zeros_like(ring_q)
@@ -216,7 +237,7 @@ class Layer:
             factor = np.where(z > 0, np.exp(np.where(z > 0, m, 0) - top), np.where(z == 0, 0, np.nan)).astype(np.float32)
             total += factor * z
             out += factor[:, None] * o
-        return out / total[:, None]
+        return self._finish(h, top, total, out)
 
     def rollback(self, n: int) -> None:
         if n > self.rollback_limit:
@@ -271,10 +292,12 @@ def make_float_table(internals):
 
 @pytest.fixture
 def make_layer(internals, isa):
-    """make_layer(table, window=, sinks=, ...) on the instruction set of the test."""
+    """make_layer(table, window=, sinks=, ...) on the instruction set of the test; rope=False: nothing is turned."""
 
-    def make(table: Table | None = None, **options) -> Layer:
-        return Layer(internals, table or Table(internals, options.get("head_dim", 32)), isa=isa, **options)
+    def make(table: Table | None = None, rope: bool = True, **options) -> Layer:
+        if rope and table is None:
+            table = Table(internals, options.get("head_dim", 32))
+        return Layer(internals, table, isa=isa, **options)
 
     return make
 

@@ -206,6 +206,88 @@ def test_sinks_carry_the_magnitude(make_layer, make_table, text, rope_of):
     assert error(bare.run(q, k, v, 8), expected) > BROKEN
 
 
+# ---- 9 ----------------------------------------------------------------------------------------------------------------
+
+
+def clipped_bias(q, k, v, slopes: np.ndarray, window: int, sinks: int) -> np.ndarray:
+    """The paper's words (section 4): the full matrix of offsets, clipped from below at -|m L|, under the Λ mask."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    n, n_heads, d = q.shape
+    p, j = np.arange(n)[:, None], np.arange(n)
+    mask = (p >= j) & ((p - j < window) | (j < sinks))
+    out = np.empty_like(q)
+    for h in range(n_heads):
+        kv = h // (n_heads // k.shape[1])
+        bias = np.maximum(-slopes[h] * (p - j), -abs(slopes[h] * window))
+        logits = np.where(mask, q[:, h] @ k[:, kv].T / math.sqrt(d) + bias, -np.inf)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, kv]
+    return out
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(8, 8), (6, 2)])
+def test_alibi(make_layer, text, kv, n_heads, n_kv_heads):
+    window, sinks = 12, 3
+    q, k, v = text(60, n_heads=n_heads, n_kv_heads=n_kv_heads)
+    slopes = lambda64.alibi_slopes(n_heads)
+    shape = {"window": window, "sinks": sinks, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "kv": kv, "rope": False}
+    expected = clipped_bias(q, k, v, slopes, window, sinks)
+    direct = lambda64.attend(q, k, v, lambda64.NO_ROPE, window, sinks, slopes=slopes)
+    assert error(direct, expected) < 1e-12
+    for cuts in (1, 8, [3, 1, 7, 2]):
+        assert error(make_layer(**shape, slopes=slopes).run(q, k, v, cuts), expected) < TOLERANCE[kv], cuts
+    for wrong in (slopes * 1.05, slopes[::-1], np.zeros(n_heads)):
+        assert error(make_layer(**shape, slopes=wrong).run(q, k, v, 8), expected) > max(BROKEN, TOLERANCE[kv])
+    one_off = lambda64.distances(60, window, sinks, "ceiling")
+    one_off[one_off == window] = window + 1
+    other = lambda64.attend_at(q, k, v, lambda64.NO_ROPE, one_off, slopes=slopes)
+    assert error(make_layer(**{**shape, "kv": "f32"}, slopes=slopes).run(q, k, v, 8), other) > BROKEN
+
+
+def test_alibi_inside_the_window(make_layer, text):
+    """Up to L + 1 tokens this is the model as it was trained."""
+    q, k, v = text(40)
+    slopes = lambda64.alibi_slopes(2)
+    out = make_layer(window=20, sinks=4, slopes=slopes, rope=False).run(q, k, v, 8)
+    vanilla = lambda64.attend_all(q, k, v, lambda64.NO_ROPE, slopes=slopes)
+    assert error(out[:21], vanilla[:21]) < TOLERANCE["f32"]
+
+
+# ---- soft caps and sink logits ----------------------------------------------------------------------------------------
+
+
+SIZES = [(d, kv) for d in (64, 80, 96, 128, 256) for kv in TOLERANCE if kv != "q8_0" or d % 32 == 0]
+
+
+@pytest.mark.parametrize("head_dim, kv", SIZES)
+def test_softcap(make_layer, text, rope_of, head_dim, kv):
+    """Before the bias, if there is one too; on the ring and on the sinks."""
+    window, sinks = 10, 4
+    q, k, v = text(45, n_heads=4, n_kv_heads=2, head_dim=head_dim)
+    shape = {"window": window, "sinks": sinks, "n_heads": 4, "n_kv_heads": 2, "head_dim": head_dim, "kv": kv}
+    for slopes in (None, lambda64.alibi_slopes(4)):
+        options = {"softcap": 2.5, "slopes": slopes}
+        expected = lambda64.attend(q, k, v, rope_of(head_dim), window, sinks, **options)
+        for cuts in (1, 8):
+            assert error(make_layer(**shape, **options).run(q, k, v, cuts), expected) < TOLERANCE[kv]
+        for wrong in ({"slopes": slopes}, {**options, "softcap": 2.7}):
+            assert error(make_layer(**shape, **wrong).run(q, k, v, 8), expected) > max(BROKEN, TOLERANCE[kv])
+
+
+@pytest.mark.parametrize("level", [-60.0, 0.0, 3.0, 60.0])
+def test_sink_logits(make_layer, text, rope_of, level):
+    window, sinks = 10, 4
+    q, k, v = text(45, n_heads=4, n_kv_heads=2)
+    logits = level + np.array([-1.0, 0.5, 2.0, 0.0])
+    expected = lambda64.attend(q, k, v, rope_of(), window, sinks, sink_logits=logits)
+    plain = lambda64.attend(q, k, v, rope_of(), window, sinks)
+    shape = {"window": window, "sinks": sinks, "n_heads": 4, "n_kv_heads": 2}
+    for cuts in (1, 8):
+        assert error(make_layer(**shape, sink_logits=logits).run(q, k, v, cuts), expected) < 1e-5
+    assert (error(plain, expected) > BROKEN) == (level > -60)
+
+
 # ---- 10 ---------------------------------------------------------------------------------------------------------------
 
 

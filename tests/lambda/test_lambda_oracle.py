@@ -59,3 +59,19 @@ def test_identity(text, rope_of):
         differs = np.abs(out - vanilla).max(axis=(1, 2)) > 1e-12
         first = 21 if placement == "ceiling" else 23  # contiguous: all sinks still at their distances until one is skipped
         assert not differs[:first].any() and differs[first]
+
+
+def test_slopes_by_hand():
+    """ALiBi, section 3; MPT and BLOOM for counts that are no power of two."""
+    assert lambda64.alibi_slopes(8).tolist() == [2.0**-h for h in range(1, 9)]
+    assert lambda64.alibi_slopes(4).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]
+    assert np.allclose(lambda64.alibi_slopes(6), [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3])
+
+
+def test_cap_bias_and_sink_by_hand():
+    """One query, two keys: logits 6 and 0 at distances 1 and 0, cap 2, slope 1/2, sink logit 1."""
+    q, k, v = np.full((2, 1, 1), 3.0), np.array([[[2.0]], [[0.0]]]), np.array([[[1.0]], [[10.0]]])
+    options = {"softcap": 2.0, "slopes": np.array([0.5]), "sink_logits": np.array([1.0])}
+    a, b = np.exp(2 * np.tanh(3.0) - 0.5), np.exp(0.0)
+    out = lambda64.attend_all(q, k, v, lambda64.NO_ROPE, **options)
+    assert np.allclose(out[1], (a * 1 + b * 10) / (a + b + np.e))

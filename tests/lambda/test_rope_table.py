@@ -72,7 +72,9 @@ def test_oracle_has_the_same_frequencies(make_table, rope_of):
             "beta_slow": 2.0,
         },
         {"scaling": "yarn", "factor": 4.0, "original_context": 8.0},
+        {"scaling": "yarn", "factor": 32.0, "theta": 150000.0, "untruncated": True},
         {"factors": np.linspace(1, 32, 32, dtype=np.float32)},
+        {"factors": np.linspace(1, 32, 32, dtype=np.float32), "attention_factor": 1.19},
     ):
         table, rope = make_table(64, **options), rope_of(64, **options)
         omega = table.turns.astype(np.float64) * 2.0**-64 * 2 * math.pi
@@ -80,7 +82,7 @@ def test_oracle_has_the_same_frequencies(make_table, rope_of):
         assert table.magnitude == pytest.approx(rope.magnitude, rel=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn", "untruncated"])
 def test_equal_to_transformers(make_table, kind):
     """Within one float32 unit of Hugging Face's frequencies, and its magnitude."""
     transformers = pytest.importorskip("transformers")
@@ -90,25 +92,29 @@ def test_equal_to_transformers(make_table, kind):
         "linear": {"factor": 4.0},
         "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
         "yarn": {"factor": 4.0, "original_max_position_embeddings": 32768},
+        "untruncated": {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False},
     }[kind]
-    theta = 1e6 if kind == "yarn" else 500000.0
+    theta = {"yarn": 1e6, "untruncated": 150000.0}.get(kind, 500000.0)
+    rope_type = "yarn" if kind == "untruncated" else kind
     config = transformers.LlamaConfig(
         hidden_size=1024,
         num_attention_heads=8,
         max_position_embeddings=131072,
-        rope_parameters=dict(rope_type=kind, rope_theta=theta, **scaling),
+        rope_parameters=dict(rope_type=rope_type, rope_theta=theta, **scaling),
     )
     if kind == "default":
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         inverse, magnitude = LlamaRotaryEmbedding(config).inv_freq, 1.0
     else:
-        inverse, magnitude = rope_utils.ROPE_INIT_FUNCTIONS[kind](config, device="cpu")
+        inverse, magnitude = rope_utils.ROPE_INIT_FUNCTIONS[rope_type](config, device="cpu")
     options = {}
     if kind == "linear":
         options = {"scaling": "linear", "factor": 4.0}
     elif kind == "yarn":
         options = {"scaling": "yarn", "factor": 4.0, "original_context": 32768.0}
+    elif kind == "untruncated":
+        options = {"scaling": "yarn", "factor": 32.0, "original_context": 4096.0, "untruncated": True}
     elif kind == "llama3":  # a file brings these as factors, rounded to float32
         plain = float32_frequencies(128, theta).astype(np.float64)
         options = {"factors": (plain / inverse.double().numpy()).astype(np.float32)}

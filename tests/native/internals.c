@@ -27,7 +27,8 @@ int32_t internals_rope_init(int32_t n_rot, const double *numbers, const float *f
                                 .original_context = numbers[2],
                                 .attention_factor = numbers[3],
                                 .beta_fast = numbers[4],
-                                .beta_slow = numbers[5]};
+                                .beta_slow = numbers[5],
+                                .untruncated = numbers[6] != 0};
     rope_table table;
     lmi_error error = {0};
     const lmi_status status = rope_table_init(&table, &params, &error);
@@ -104,7 +105,7 @@ void internals_kv_store(int32_t isa, void *handle, int64_t slot, const float *ke
 
 int32_t internals_attend(int32_t isa, const void *handle, int32_t sinks, const float *q, int64_t n_rows, int64_t rows_per_token,
                          int64_t first_pos, int64_t newest, int64_t n_slots_used, int64_t window, int64_t slot0, int64_t slot1,
-                         float *m, float *z, float *o) {
+                         float softcap, const float *slopes, float *m, float *z, float *o) {
     const kernels *k = table_of(isa);
     const kv_bank *bank = handle;
     void *scratch = aligned_alloc(64, (k->attend_scratch(n_rows, bank->head_dim) + 63) / 64 * 64);
@@ -121,6 +122,8 @@ int32_t internals_attend(int32_t isa, const void *handle, int32_t sinks, const f
                               .window = window,
                               .slot0 = slot0,
                               .slot1 = slot1,
+                              .softcap = softcap,
+                              .slopes = slopes,
                               .m = m,
                               .z = z,
                               .o = o,

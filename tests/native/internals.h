@@ -3,7 +3,7 @@
 
 int32_t internals_isa_available(int32_t isa);
 
-/* `numbers`: theta, factor, original_context, attention_factor, beta_fast, beta_slow. `factors` [n_rot / 2] or NULL. Fills turns
+/* `numbers`: theta, factor, original_context, attention_factor, beta_fast, beta_slow, untruncated. `factors` [n_rot / 2] or NULL. Fills turns
  * [n_rot / 2] and *magnitude. Returns an lmi_status; message [704]. */
 int32_t internals_rope_init(int32_t n_rot, const double *numbers, const float *factors, int32_t scaling, uint64_t *turns,
                             float *magnitude, char *message);
@@ -25,4 +25,4 @@ void internals_kv_store(int32_t isa, void *bank, int64_t slot, const float *key,
 /* As attend_args of kernels.h; returns 0, or -1 without memory for scratch. */
 int32_t internals_attend(int32_t isa, const void *bank, int32_t sinks, const float *q, int64_t n_rows, int64_t rows_per_token,
                          int64_t first_pos, int64_t newest, int64_t n_slots_used, int64_t window, int64_t slot0, int64_t slot1,
-                         float *m, float *z, float *o);
+                         float softcap, const float *slopes, float *m, float *z, float *o);

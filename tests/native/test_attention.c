@@ -6,7 +6,7 @@
 #include "base/half.h"
 #include "kernels/kernels.h"
 
-enum { MAX_D = 160, MAX_SLOTS = 1024 };
+enum { MAX_D = 1024, MAX_SLOTS = 1024, MAX_GROUP = 16 };
 
 static const lmi_kv_type TYPES[] = {LMI_KV_F32, LMI_KV_F16, LMI_KV_Q8_0};
 static const char *const TYPE_NAMES[] = {"f16", "q8_0", "f32"};
@@ -89,14 +89,14 @@ static bool sees(const attend_args *a, bool sinks, int64_t p, int64_t j) {
     return sinks ? p - j >= a->window : p - j >= 0 && p - j < a->window;
 }
 
-/* float64: output, log of the normaliser and, for the error that float arithmetic may make, the largest sum of |q_i k_i| and the
- * largest |v|; false if nothing is seen. */
+/* float64: output, log of the normaliser and, for the error that float arithmetic may make, the largest sum of |q_i k_i|, the
+ * largest |v| and what capping and biasing may add to an average logit, in units of 2^-24; false if nothing is seen. */
 static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int64_t *tokens, int64_t row, const double *q,
-                   double *out, double *log_sum, double *reach, double *height) {
+                   double *out, double *log_sum, double *reach, double *height, double *shaping) {
     const int64_t d = f->d, p = a->first_pos + row / a->rows_per_token;
     double largest = -INFINITY, sum = 0;
-    *reach = *height = 0;
-    static double logits[MAX_SLOTS];
+    *reach = *height = *shaping = 0;
+    static double logits[MAX_SLOTS], units[MAX_SLOTS];
     for (int64_t s = a->slot0; s < a->slot1; s++) {
         logits[s] = -INFINITY;
         if (sees(a, sinks, p, tokens[s])) {
@@ -108,6 +108,17 @@ static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int
                 *height = fmax(*height, fabs(f->values[s * d + i]));
             }
             *reach = fmax(*reach, size);
+            units[s] = 0;
+            if (a->softcap > 0) {
+                logits[s] = (double)a->softcap * tanh(logits[s] / (double)a->softcap);
+                units[s] += 8 * fabs(logits[s]);
+            }
+            if (a->slopes != NULL) {
+                const double distance = (double)(sinks ? a->window : p - tokens[s]);
+                const double bias = (double)a->slopes[row % a->rows_per_token] * distance;
+                logits[s] -= bias;
+                units[s] += 2 * bias;
+            }
             largest = logits[s] > largest ? logits[s] : largest;
         }
     }
@@ -118,6 +129,7 @@ static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int
         if (logits[s] > -INFINITY) {
             const double weight = exp(logits[s] - largest);
             sum += weight;
+            *shaping += weight * units[s];
             for (int64_t i = 0; i < d; i++) {
                 out[i] += weight * f->values[s * d + i];
             }
@@ -126,6 +138,7 @@ static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int
     for (int64_t i = 0; i < d; i++) {
         out[i] /= sum;
     }
+    *shaping /= sum;
     *log_sum = largest + log(sum);
     return largest > -INFINITY;
 }
@@ -187,13 +200,13 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
     attend(&a);
     errors *e = &worst[k->isa][f->type];
     for (int64_t r = 0; r < n; r++) {
-        double given[MAX_D], rounded[MAX_D], expected[MAX_D], exact[MAX_D], log_sum, log_exact, reach, height;
+        double given[MAX_D], rounded[MAX_D], expected[MAX_D], exact[MAX_D], log_sum, log_exact, reach, height, shaping;
         for (int64_t i = 0; i < d; i++) {
             given[i] = (double)q[r * d + i];
         }
         round_like_kernel(f, q + r * d, rounded);
-        const bool any = oracle(f, &a, sinks, tokens, r, rounded, expected, &log_sum, &reach, &height);
-        oracle(f, &a, sinks, tokens, r, given, exact, &log_exact, &reach, &height);
+        const bool any = oracle(f, &a, sinks, tokens, r, rounded, expected, &log_sum, &reach, &height, &shaping);
+        oracle(f, &a, sinks, tokens, r, given, exact, &log_exact, &reach, &height, &shaping);
         if (!any) {
             CHECK(m[r] == -INFINITY && z[r] == 0, "empty row %d: m %g z %g", (int)r, (double)m[r], (double)z[r]);
             for (int64_t i = 0; i < d; i++) {
@@ -211,11 +224,13 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
         const double sum_error = fabs((double)m[r] + log((double)z[r]) - log_sum);
         /* Units of 2^-24 of the sum of |q_i k_i|: the worst logit is off by 4 at most (a sum of d roundings would allow d), outputs, in
          * which many logits weigh, by 2 relative to the largest value, and all by a few roundings of their own. */
-        const double unit = 0x1p-24, sum_allowed = unit * (4 * reach + 8), output_allowed = unit * (2 * reach + 8) * height;
+        const double unit = 0x1p-24, sum_allowed = unit * (4 * reach + 8 + shaping),
+                     output_allowed = unit * (2 * reach + 8 + 2 * shaping) * height;
         e->output = fmax(e->output, far / output_allowed);
         e->log_sum = fmax(e->log_sum, (sum_error == sum_error ? sum_error : INFINITY) / sum_allowed);
-        CHECK(far <= output_allowed, "%s %s %s d %d slots %d-%d row %d of %d: off by %g", cpu_isa_name(k->isa),
-              TYPE_NAMES[f->type], sinks ? "sinks" : "ring", (int)d, (int)a.slot0, (int)a.slot1, (int)r, (int)n, far);
+        CHECK(far <= output_allowed, "%s %s %s%s%s d %d slots %d-%d row %d of %d: off by %g", cpu_isa_name(k->isa),
+              TYPE_NAMES[f->type], sinks ? "sinks" : "ring", a.softcap > 0 ? " capped" : "", a.slopes != NULL ? " biased" : "",
+              (int)d, (int)a.slot0, (int)a.slot1, (int)r, (int)n, far);
         CHECK(sum_error <= sum_allowed, "log of the sum off by %g", sum_error);
 
         /* What a row gets does not depend on its neighbours: bit for bit. */
@@ -225,6 +240,7 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
         one.q = q + r * d;
         one.n_rows = 1;
         one.rows_per_token = 1;
+        one.slopes = a.slopes != NULL ? a.slopes + r % a.rows_per_token : NULL;
         one.first_pos = a.first_pos + r / a.rows_per_token;
         one.m = &m1;
         one.z = &z1;
@@ -267,6 +283,20 @@ static void compare(const kernels *k, const fixture *f, attend_args a, bool sink
     free(z);
 }
 
+/* Plain, and capped, biased or both in turn. */
+static void compare_forms(const kernels *k, const fixture *f, attend_args a, bool sinks, uint64_t *seed) {
+    static int turn;
+    float slopes[MAX_GROUP];
+    for (int h = 0; h < MAX_GROUP; h++) { /* steep ones, and some that reach far */
+        slopes[h] = exp2f(-0.5f * (float)(1 + (h * 5 + turn) % 20));
+    }
+    compare(k, f, a, sinks, seed);
+    turn++;
+    a.softcap = turn % 3 == 0 ? 0.0f : turn % 2 ? 3.0f : 50.0f;
+    a.slopes = turn % 3 == 1 ? NULL : slopes;
+    compare(k, f, a, sinks, seed);
+}
+
 /* A ring of n_used slots of which token `newest` was stored last. Far positions: newest is moved by whole turns of the ring. */
 static void ring_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t n_used, int64_t window, int64_t n_tokens,
                       int64_t group, int64_t newest, int64_t slot0, int64_t slot1, uint64_t *seed) {
@@ -286,7 +316,7 @@ static void ring_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t n_u
                            .window = window,
                            .slot0 = slot0,
                            .slot1 = slot1 < 0 ? n_used : slot1};
-    compare(k, &f, a, false, seed);
+    compare_forms(k, &f, a, false, seed);
     fixture_close(&f);
 }
 
@@ -303,13 +333,13 @@ static void sink_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t sin
                            .n_slots_used = sinks,
                            .window = window,
                            .slot1 = sinks};
-    compare(k, &f, a, true, seed);
+    compare_forms(k, &f, a, true, seed);
     fixture_close(&f);
 }
 
 static void check_cases(const kernels *k, lmi_kv_type type) {
     uint64_t seed = 7 + (uint64_t)type;
-    const int32_t sizes[] = {2, 6, 16, 30, 40, 64, 80, 96, 100, 128, 160};
+    const int32_t sizes[] = {2, 6, 16, 30, 40, 64, 80, 96, 100, 128, 256};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         const int32_t d = type == LMI_KV_Q8_0 ? (sizes[i] + 31) / 32 * 32 : sizes[i];
         for (int64_t group = 1; group <= 9; group++) { /* decode, wrapped: the seam at every place of a tile */
@@ -337,9 +367,58 @@ static void check_cases(const kernels *k, lmi_kv_type type) {
     for (int64_t window = 1; window < 40; window++) {
         ring_case(k, type, 32, 39 + 7, window, 8, 1, 300 + window, 0, -1, &seed);
     }
+    const bool q8 = type == LMI_KV_Q8_0;
+    for (int32_t d = q8 ? 32 : 8; d <= 1024; d += q8 ? 32 : d < 130 ? 2 : 62) {
+        ring_case(k, type, d, 41, 37, 3, 2, 100, 0, -1, &seed);
+        ring_case(k, type, d, 41, 37, 6, 3, 100, 0, -1, &seed); /* more rows than are read from the bank directly */
+    }
     ring_case(k, type, 64, 640, 600, 40, 4, 5000, 0, -1, &seed);
     ring_case(k, type, 128, 700, 600, 64, 2, 5000, 0, -1, &seed);
     ring_case(k, type, 64, 256, 10, 100, 1, 1000000007, 0, -1, &seed);
+}
+
+/* Distances beyond 2^24 are rounded once, to the sinks beyond 2^31 as well. Keys of zeros: the bias is all there is. */
+static void check_far_bias(const kernels *k) {
+    const int64_t n = ((int64_t)1 << 24) + 5008, newest = 3 * n + 5000, seam = newest % n + 1;
+    const size_t bytes = kv_bank_bytes(LMI_KV_F16, 2, n);
+    char *memory = calloc(bytes + 64, 1);
+    const kv_bank bank = kv_bank_at(memory + (64 - (uintptr_t)memory % 64) % 64, LMI_KV_F16, 2, n);
+    const float slope = 0x1p-6f, q[2] = {1, 1};
+    void *scratch = scratch_for(k, 1, 2);
+    for (int part = 0; part < 3; part++) {
+        float m = -INFINITY, z = 0, o[2] = {0};
+        const attend_args a = {.bank = &bank,
+                               .q = q,
+                               .n_rows = 1,
+                               .rows_per_token = 1,
+                               .first_pos = part < 2 ? newest : 5000000000,
+                               .newest = newest,
+                               .n_slots_used = part < 2 ? n : 10,
+                               .window = part < 2 ? n : 3000000001,
+                               .slot0 = part < 2 ? seam - 20 : 0,
+                               .slot1 = part == 0   ? seam
+                                        : part == 1 ? seam - 20 + 40
+                                                    : 10,
+                               .slopes = &slope,
+                               .m = &m,
+                               .z = &z,
+                               .o = o,
+                               .scratch = scratch};
+        attend_args far = a;
+        far.slot0 = part == 1 ? seam : a.slot0;
+        (part < 2 ? k->attend_ring : k->attend_sinks)[LMI_KV_F16](&far);
+        double sum = 0, top = -INFINITY;
+        for (int64_t slot = far.slot0; slot < far.slot1; slot++) {
+            const int64_t distance = part == 2 ? far.window : slot < seam ? seam - 1 - slot : seam - 1 - slot + n;
+            const double logit = -(double)slope * (double)(float)distance;
+            sum = logit > top ? sum * exp(top - logit) + 1 : sum + exp(logit - top);
+            top = fmax(top, logit);
+        }
+        CHECK((double)m == top && fabs((double)z - sum) <= 1e-6 * sum, "%s: m %.9g z %.9g, not %.9g %.9g", cpu_isa_name(k->isa),
+              (double)m, (double)z, top, sum);
+    }
+    free(scratch);
+    free(memory);
 }
 
 /* What a Q8_0 slot reads back is within half a step of what was stored, for every kind of row. */
@@ -380,13 +459,13 @@ static void check_q8_store(const kernels *k) {
 /* NaN and infinity in what is seen must show in the row that sees it, and in no other. */
 static void check_nan_shows(const kernels *k, lmi_kv_type type) {
     uint64_t seed = 11;
-    for (int where = 0; where < 2; where++) {
+    for (int where = 0; where < 4; where++) {
         fixture f = fixture_open(type, 64, 64);
         for (int64_t j = 0; j < 60; j++) {
             store_random(&f, k, j, &seed);
         }
         float key[64] = {0}, value[64] = {0};
-        (where ? value : key)[10] = NAN;
+        (where % 2 ? value : key)[10] = NAN;
         k->kv_store[type](&f.bank, 50, key, value);
         float q[20 * 64], o[20 * 64] = {0}, m[20], z[20] = {0};
         for (int i = 0; i < 20 * 64; i++) {
@@ -397,6 +476,7 @@ static void check_nan_shows(const kernels *k, lmi_kv_type type) {
         }
         void *scratch = scratch_for(k, 20, 64);
         const attend_args a = {.bank = &f.bank,
+                               .softcap = where < 2 ? 0.0f : 30.0f,
                                .q = q,
                                .n_rows = 20,
                                .rows_per_token = 1,
@@ -437,6 +517,7 @@ int main(void) {
                     cpu_isa_name((lmi_isa)isa), TYPE_NAMES[TYPES[t]], e->output, e->log_sum, budget);
         }
         check_q8_store(k);
+        check_far_bias(k);
     }
     return check_report();
 }

@@ -5,7 +5,9 @@ For a query at p and a key at j, n = p - j:
   n >= L and j < G       seen at distance L (ceiling: LM-Infinite, arXiv 2308.16137, section 4)
                          or at min(p, L + G - 1) - j (contiguous: StreamingLLM, arXiv 2309.17453, as one formula)
   otherwise              not seen: weight exactly 0
-A logit is scale * <R(distance) q, k>, so no angle here is ever large, whatever the absolute positions.
+A logit is scale * <R(distance) q, k>, so no angle here is ever large, whatever the absolute positions; then, in models that do
+so, capped: c tanh(logit / c), and biased: - slope * distance (ALiBi). A learned sink logit of a head stands beside the logits
+in its softmax and has no value.
 """
 
 import math
@@ -39,6 +41,7 @@ def frequencies(
     attention_factor: float = 1.0,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    untruncated: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Radians a token [n_rot / 2] and the factor on cos and sin, from float32-rounded inverse frequencies as published models
     compute them, the rest in float64."""
@@ -50,13 +53,15 @@ def frequencies(
     if scaling == "linear":
         omega = omega / factor
     if scaling != "yarn":
-        return omega, 1.0
+        return omega, attention_factor
 
     def pair_that_turns(times: float) -> float:
         return n_rot * math.log(original_context / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_that_turns(beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(beta_slow)), n_rot - 1)
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if not untruncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, n_rot - 1)
     ramp = np.clip((np.arange(n_rot // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
     return omega * (1.0 - ramp) + omega / factor * ramp, attention_factor * (0.1 * math.log(factor) + 1.0)
 
@@ -96,8 +101,30 @@ def distances(n_tokens: int, window: int, sinks: int, placement: str) -> np.ndar
     return out
 
 
-def attend_at(q, k, v, rope: Rope, distance: np.ndarray, scale: float | None = None) -> np.ndarray:
-    """q [T, H, d], k, v [T, H_kv, d], none turned; distance [T, T] -> [T, H, d]. Query head h uses kv head h // (H / H_kv)."""
+NO_ROPE = Rope(np.zeros(0))
+
+
+def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> np.ndarray:
+    """[H]: 2^(-bias_max h / H), h = 1 .. H for a power of two; else those of the next power of two, every second one first (as
+    MPT has it)."""
+    n = 1 << (n_heads - 1).bit_length()
+    slopes = 2.0 ** (-bias_max * np.arange(1, n + 1) / n)
+    return slopes if n == n_heads else np.concatenate([slopes[1::2], slopes[0::2]])[:n_heads]
+
+
+def attend_at(
+    q,
+    k,
+    v,
+    rope: Rope,
+    distance: np.ndarray,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    slopes: np.ndarray | None = None,
+    sink_logits: np.ndarray | None = None,
+) -> np.ndarray:
+    """q [T, H, d], k, v [T, H_kv, d], none turned; distance [T, T] -> [T, H, d]. Query head h uses kv head h // (H / H_kv).
+    slopes, sink_logits [H]."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     n_tokens, n_heads, d = q.shape
     group = n_heads // k.shape[1]
@@ -111,20 +138,28 @@ def attend_at(q, k, v, rope: Rope, distance: np.ndarray, scale: float | None = N
         turn = np.exp(1j * distance[p, seen, None] * rope.omega) * rope.magnitude**2  # [j, pair]
         logits = np.einsum("hi,ji,jhi->hj", q_pairs[p], turn, k_pairs[seen].conj()).real
         logits = scale * (logits + np.einsum("hd,jhd->hj", q_rest[p], k_rest[seen]))
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        out[p] = np.einsum("hj,jhd->hd", weights / weights.sum(axis=1, keepdims=True), values[seen])
+        if softcap > 0:
+            logits = softcap * np.tanh(logits / softcap)
+        if slopes is not None:
+            logits = logits - np.asarray(slopes, np.float64)[:, None] * distance[p, seen]
+        top = logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits - top)
+        total = weights.sum(axis=1, keepdims=True)
+        if sink_logits is not None:
+            total = total + np.exp(np.asarray(sink_logits, np.float64)[:, None] - top)
+        out[p] = np.einsum("hj,jhd->hd", weights / total, values[seen])
     return out
 
 
-def attend(q, k, v, rope: Rope, window: int, sinks: int, placement: str = "ceiling") -> np.ndarray:
-    """Λ attention of a whole text."""
-    return attend_at(q, k, v, rope, distances(len(q), window, sinks, placement))
+def attend(q, k, v, rope: Rope, window: int, sinks: int, placement: str = "ceiling", **options) -> np.ndarray:
+    """Λ attention of a whole text; options as attend_at."""
+    return attend_at(q, k, v, rope, distances(len(q), window, sinks, placement), **options)
 
 
-def attend_all(q, k, v, rope: Rope) -> np.ndarray:
+def attend_all(q, k, v, rope: Rope, **options) -> np.ndarray:
     """Ordinary causal attention."""
     n = np.arange(len(q))
-    return attend_at(q, k, v, rope, np.where(n[:, None] >= n, n[:, None] - n, -1))
+    return attend_at(q, k, v, rope, np.where(n[:, None] >= n, n[:, None] - n, -1), **options)
 
 
 def streaming(q, k, v, rope: Rope, start_size: int, recent_size: int) -> np.ndarray:

@@ -37,7 +37,8 @@ def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_holds_the_package_and_the_library_and_nothing_else(installed):
     files = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     assert {"lmi/__init__.py", "lmi/cli/main.py", "lmi/lib/liblmi.so", "lmi/lib/lmi.h"} <= files
-    outside = {name for name in files if not name.startswith("lmi/") and ".dist-info/" not in name}
+    assert {"lmi_convert/convert.py", "lmi_convert/families/llama.py"} <= files
+    outside = {name for name in files if not name.startswith(("lmi/", "lmi_convert/")) and ".dist-info/" not in name}
     assert not outside
     assert not [name for name in files if name.endswith(".a") or "internals" in name]
 

@@ -16,10 +16,9 @@ COMMANDS = {
     "bench": ("bench", "Measure reading and writing speed, at any depth."),
     "perplexity": ("perplexity", "Measure how well a model predicts a text, by position."),
     "doctor": ("doctor", "Check this installation and this machine."),
-    "convert": ("lmi_convert.cli", "Turn a checkpoint folder into a GGUF file."),
-    "quantize": ("lmi_convert.cli", "Write a GGUF file with smaller weights."),
+    "convert": ("convert", "Turn a checkpoint folder into a GGUF file."),
+    "quantize": ("quantize", "Write a GGUF file with smaller weights."),
 }
-OPTIONAL = {"convert", "quantize"}  # of another package: listed where it is installed
 
 EPILOG = """\b
 Exit codes:
@@ -37,19 +36,13 @@ class Lazy(click.Group):
     """Knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx):
-        return [name for name in COMMANDS if name not in OPTIONAL or _spec(name)]
+        return list(COMMANDS)
 
     def get_command(self, ctx, name):
         if name not in COMMANDS:
             return None
         module = COMMANDS[name][0]
-        try:
-            loaded = importlib.import_module(module if "." in module else f"lmi.cli.{module}")
-        except ModuleNotFoundError:
-            if name in OPTIONAL:
-                return None
-            raise
-        return getattr(loaded, name, None)
+        return getattr(importlib.import_module(f"lmi.cli.{module}"), name)
 
     def resolve_command(self, ctx, args):
         try:
@@ -65,15 +58,6 @@ class Lazy(click.Group):
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
-
-
-def _spec(name: str):
-    from importlib.util import find_spec
-
-    try:
-        return find_spec(COMMANDS[name][0])
-    except (ImportError, ValueError):
-        return None
 
 
 @click.command(cls=Lazy, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LMI"})

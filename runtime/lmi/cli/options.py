@@ -78,8 +78,10 @@ def session_options(function):
     )
 
 
-def output_options(function):
-    """-q, -v, --color, --debug; gives the command a `console`."""
+def output_options(function=None, *, quiet: tuple[str, ...] = ("-q", "--quiet")):
+    """-q, -v, --color, --debug; gives the command a `console`. `quiet`: names of that option, where -q is something else."""
+    if function is None:
+        return functools.partial(output_options, quiet=quiet)
 
     @functools.wraps(function)
     def with_console(*args, quiet, verbose, color, debug, **kwargs):
@@ -88,7 +90,7 @@ def output_options(function):
     return _all(
         with_console,
         [
-            click.option("-q", "--quiet", is_flag=True, help="Nothing on standard error but warnings and errors."),
+            click.option(*quiet, is_flag=True, help="Nothing on standard error but warnings and errors."),
             click.option("-v", "--verbose", is_flag=True, help="More on standard error."),
             click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour of messages."),
             click.option("--debug", is_flag=True, help="Show where an error came from."),

@@ -1,0 +1,283 @@
+"""Checkpoint folder -> GGUF file: reads, decides, writes; the rooms beside it know how.
+
+report = convert("Qwen3-0.6B", "model.gguf", quant="Q4_K_M")
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from lmi.errors import FileFormatError, InvalidArgument
+from lmi.formats import human_count
+from lmi.quantize import quantize
+
+from lmi_convert import families
+from lmi_convert.checkpoint import Checkpoint, read_json, require_folder, to_float32
+from lmi_convert.config import Config
+from lmi_convert.family import Build, Entry, Family, Weights
+from lmi_convert.matrix import Matrix
+from lmi_convert.mix import Override, Shape, choose, find_mix, parse_override
+from lmi_convert.vocab import Vocabulary, check_pre, read_vocabulary
+from lmi_convert.writer import Tensor, Value, f32, file_bytes, i32, require_writable, string, u32, write
+
+AS_IT_IS = "auto"  # the type that the checkpoint's own weights have
+GATHERED = 16 << 20  # bytes of float32 that are quantized at once: enough for all threads, little of the memory
+QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was, or with `dry_run` would be, written. `types`: (type, tensors, bytes), most bytes first."""
+
+    path: str
+    architecture: str
+    quant: str
+    n_tensors: int
+    n_parameters: int
+    n_bytes: int
+    source_bytes: int
+    n_vocab: int
+    vocabulary: str
+    types: tuple[tuple[str, int, int], ...]
+    tensors: tuple[Tensor, ...] = field(repr=False, default=())
+    notes: tuple[str, ...] = ()
+
+
+def convert(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    quant: str = AS_IT_IS,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    allow_pickle: bool = False,
+    allow_nonfinite: bool = False,
+    pre: str | None = None,
+    name: str | None = None,
+    tensor_types: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    plan: Callable[[Report], object] | None = None,
+) -> Report:
+    """Converts the checkpoint in `folder` to the file `output`, which appears whole or not at all.
+
+    `quant`: a mix ("Q4_K_M"), a type ("F16") or "auto". `tensor_types`: "PATTERN=TYPE", the last that matches a name wins.
+    `pre`:
+    name of the pre-tokenizer. `progress(done, total)`: bytes of the file so far. `plan(report)`: called before anything is
+    written.
+
+    Raises FileFormatError for a checkpoint that is incomplete or damaged, UnsupportedModel for one of another family,
+    InvalidArgument, OutputError. Nothing is left behind then.
+    """
+    output, folder = os.fspath(output), Path(folder)
+    overrides = [parse_override(text) for text in tensor_types]
+    if quant.lower() != AS_IT_IS:
+        find_mix(quant)
+    if pre is not None:
+        check_pre(pre)
+    if not dry_run:
+        require_writable(output, overwrite=overwrite)
+    require_folder(folder)
+    config = Config.read(folder)
+    family = families.find(config, folder)
+    with Checkpoint(folder, allow_pickle=allow_pickle) as checkpoint:
+        vocabulary = read_vocabulary(folder, config, pre=pre)
+        build = build_model(family, config, checkpoint, vocabulary)
+        quant = _own_type(build) if quant.lower() == AS_IT_IS else find_mix(quant).name
+        tensors = plan_tensors(build, quant, overrides, allow_nonfinite=allow_nonfinite, threads=threads)
+        keys = {**general_keys(family, build, quant, folder, name), **build.keys, **vocabulary.keys()}
+        report = _report(output, family, quant, build, vocabulary, keys, tensors, checkpoint)
+        if plan:
+            plan(report)
+        if not dry_run:
+            total = report.n_bytes
+            write(
+                output,
+                keys,
+                tensors,
+                overwrite=overwrite,
+                progress=(lambda tensor, done: progress(done, total)) if progress else None,
+            )
+        return report
+
+
+def build_model(family: Family, config: Config, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Build:
+    """Every key and tensor of the family, with all tensors of the checkpoint accounted for; the vocabulary padded to fit."""
+    build = Build(family.architecture, config, Weights(checkpoint, family.prefixes))
+    build.truncates_vocabulary = family.truncates_vocabulary
+    n = len(vocabulary.texts)
+    if family.truncates_vocabulary and n < config.integer("vocab_size", default=n, low=2) or config.get("vocab_size") is None:
+        config.values["vocab_size"] = n
+    family.build(build)
+    build.weights.require_all_used(family.architecture)
+    vocabulary.pad(build.sizes.n_vocab)
+    return build
+
+
+# ---- types ------------------------------------------------------------------------------------------------------
+
+
+def _own_type(build: Build) -> str:
+    """The type of most of the matrices."""
+    sizes: dict[str, int] = {}
+    for e in build.entries:
+        if not e.exact and not e.packed_type:
+            sizes[e.matrix.dtype] = sizes.get(e.matrix.dtype, 0) + int(np.prod(e.matrix.shape, dtype=object))
+    own = max(sizes, key=sizes.get) if sizes else "F32"
+    return "BF16" if own == "F32" and build.weights.has_f8 else own
+
+
+def plan_tensors(
+    build: Build, quant: str, overrides: Sequence[Override], *, allow_nonfinite: bool, threads: int | None
+) -> list[Tensor]:
+    s = build.sizes
+    n_experts = next((e.matrix.shape[0] for e in build.entries if e.name.endswith("_exps.weight")), 0)
+    shape = Shape(build.architecture, s.n_layers, s.n_heads, s.n_kv, n_experts)
+    kinds = choose(quant, [(e.name, e.matrix.shape) for e in build.entries], shape, overrides=overrides)
+    tensors = []
+    for entry, kind in zip(build.entries, kinds):
+        if entry.packed_type:
+            tensors.append(Tensor(entry.name, entry.matrix.shape, entry.packed_type, entry.matrix.pieces))
+        else:
+            kind = "F32" if entry.exact or kind is None else kind
+            tensors.append(Tensor(entry.name, entry.matrix.shape, kind, _encoder(entry, kind, allow_nonfinite, threads)))
+    return tensors
+
+
+def _encoder(entry: Entry, kind: str, allow_nonfinite: bool, threads: int | None) -> Callable[[], Iterator]:
+    """Makes the bytes of a tensor when it is called."""
+
+    def data() -> Iterator:
+        row = 0
+        for values, dtype in _gathered(entry.matrix):
+            if not allow_nonfinite:
+                _require_finite(values, dtype, entry.matrix, row)
+            if dtype == kind:
+                yield np.ascontiguousarray(values)
+            else:
+                yield _encoded(values, dtype, kind, entry, row, allow_nonfinite, threads)
+            row += len(values)
+
+    return data
+
+
+def _gathered(matrix: Matrix) -> Iterator[tuple[np.ndarray, str]]:
+    """Small pieces put together, [n][cols], with their type."""
+    cols, waiting, size = matrix.shape[-1], [], 0
+    for piece in matrix.pieces():
+        waiting.append(np.ascontiguousarray(piece).reshape(-1, cols))
+        size += piece.size * 4
+        del piece
+        if size >= GATHERED:
+            yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0], matrix.dtype
+            waiting, size = [], 0
+    if waiting:
+        yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0], matrix.dtype
+
+
+def _encoded(values, dtype: str, kind: str, entry: Entry, row: int, allow_nonfinite: bool, threads: int | None) -> np.ndarray:
+    if kind == "F32":
+        return to_float32(values, dtype)
+    try:
+        return quantize(values, kind, source=dtype, threads=threads, allow_nonfinite=allow_nonfinite, first_row=row)
+    except InvalidArgument as e:
+        raise FileFormatError(f"tensor {entry.matrix.origin or entry.name}: {e.message}", _remedy(kind)) from None
+
+
+def _remedy(kind: str) -> str:
+    if kind == "F16":
+        return "F16 holds magnitudes up to 65504: take -q BF16, or look where the checkpoint comes from"
+    return "The checkpoint is damaged, or its training failed: download it again"
+
+
+_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00}
+
+
+def _require_finite(values: np.ndarray, dtype: str, matrix: Matrix, first_row: int) -> None:
+    if dtype in _EXPONENT:
+        bits = values.view(np.uint16)
+        bad = (bits & _EXPONENT[dtype]) == _EXPONENT[dtype]
+    else:
+        bad = ~np.isfinite(values)
+    if bad.any():
+        row, col = (int(i[0]) for i in np.nonzero(bad))
+        raise FileFormatError(
+            f"tensor {matrix.origin} holds {int(bad.sum()):,} NaN or infinite values, the first in row "
+            f"{first_row + row:,}, column {col:,}",
+            "The checkpoint is damaged, or its training failed: download it again, or convert it as it is with "
+            "--allow-nonfinite",
+        )
+
+
+# ---- keys -------------------------------------------------------------------------------------------------------
+
+
+def general_keys(family: Family, build: Build, quant: str, folder: Path, name: str | None) -> dict[str, Value]:
+    keys = {"general.architecture": string(family.architecture), "general.type": string("model")}
+    keys["general.name"] = string(name or _name(folder, build.config))
+    keys["general.size_label"] = string(human_count(_parameters(build)).replace(" ", ""))
+    keys |= _sampling(folder)
+    keys["general.file_type"] = u32(find_mix(quant).file_type)
+    keys["general.quantization_version"] = u32(QUANTIZATION_VERSION)
+    return keys
+
+
+def _name(folder: Path, config: Config) -> str:
+    """The folder's, unless that is a hash, as folders of download caches are."""
+    own = Path(os.path.abspath(folder)).name
+    if re.fullmatch(r"[0-9a-f]{32,64}", own):
+        cached = Path(os.path.abspath(folder)).parent.parent.name
+        given = config.get("_name_or_path", default="")
+        own = cached.split("--")[-1] if cached.startswith("models--") else str(given).rstrip("/").split("/")[-1] or own
+    return own[:200] or "model"
+
+
+def _sampling(folder: Path) -> dict[str, Value]:
+    """What generation_config.json advises, where it makes sense."""
+    path = folder / "generation_config.json"
+    c = Config(read_json(path) if path.is_file() else {}, path.name)
+    found: dict[str, Value] = {}
+    for key, theirs, low, high in (
+        ("temp", "temperature", 0.0, 1000.0),
+        ("top_p", "top_p", 0.0, 1.0),
+        ("min_p", "min_p", 0.0, 1.0),
+    ):
+        value = c.get(theirs)
+        if type(value) in (int, float) and low <= value <= high:
+            found[f"general.sampling.{key}"] = f32(value)
+    top_k = c.get("top_k")
+    if type(top_k) is int and 0 <= top_k < 1 << 31:
+        found["general.sampling.top_k"] = i32(top_k)
+    return found if c.get("do_sample") else {}
+
+
+def _parameters(build: Build) -> int:
+    return sum(int(np.prod(e.matrix.shape, dtype=object)) for e in build.entries if not e.name.startswith("rope_"))
+
+
+def _report(output, family, quant, build, vocabulary, keys, tensors, checkpoint) -> Report:
+    types: dict[str, list[int]] = {}
+    for t in tensors:
+        count = types.setdefault(t.type, [0, 0])
+        count[0] += 1
+        count[1] += t.n_bytes
+    kind = "SentencePiece" if vocabulary.kind == "llama" else f"byte-level BPE, {vocabulary.pre}"
+    return Report(
+        path=output,
+        architecture=family.architecture,
+        quant=quant,
+        n_tensors=len(tensors),
+        n_parameters=_parameters(build),
+        n_bytes=file_bytes(keys, tensors),
+        source_bytes=sum(s.n_bytes for s in checkpoint.sources.values()),
+        n_vocab=len(vocabulary.texts),
+        vocabulary=kind,
+        types=tuple(sorted(((k, n, size) for k, (n, size) in types.items()), key=lambda t: -t[2])),
+        tensors=tuple(tensors),
+        notes=(*build.notes, *vocabulary.notes),
+    )

@@ -1,0 +1,113 @@
+"""`lmi convert`: a checkpoint folder becomes a GGUF file."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from lmi import errors
+from lmi.cli.console import Progress
+from lmi.cli.options import output_options
+from lmi.cli.signals import Interrupts
+from lmi.formats import duration, human_bytes, human_count
+
+
+@click.command(short_help="Turn a checkpoint folder into a GGUF file.")
+@click.argument("folder", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="File to write. [default: NAME-QUANT.gguf here]")
+@click.option(
+    "-q",
+    "--quant",
+    "--outtype",
+    default="auto",
+    show_default=True,
+    help="Q4_K_M, Q8_0, F16, ...; auto: what the checkpoint has.",
+)
+@click.option(
+    "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="Another type for tensors of such names."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be written.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("--name", help="The model's name. [default: the folder's]")
+@click.option("--pre", help="The pre-tokenizer's name, where the files do not tell it.")
+@click.option("--allow-pickle", is_flag=True, help="Read .bin files too; trust where they come from.")
+@click.option("--allow-nonfinite", is_flag=True, help="Convert NaN and infinite weights as they are.")
+@click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]")
+@output_options(quiet=("--quiet",))
+def convert(console, folder, output, quant, tensor_types, dry_run, force, name, pre, allow_pickle, allow_nonfinite, threads):
+    """Turn a checkpoint folder into a GGUF file.
+
+    \b
+      lmi convert ./Qwen3-0.6B -o model.gguf -q Q4_K_M
+      lmi convert ./Qwen3-0.6B --dry-run
+
+    The folder is one of Hugging Face: config.json, safetensors, tokenizer files. The file appears whole or not at all; no code
+    of the folder is run.
+    """
+    lmi_convert = _converter()
+    output = output or _default_output(folder, quant)
+    began = time.monotonic()
+    with Interrupts():
+        for stale in lmi_convert.writer.stale_partials(output):
+            console.warn(f"{stale} was left by a run that was killed more than a day ago", f"Remove it: rm {stale}")
+        bar = None
+
+        def planned(report) -> None:
+            nonlocal bar
+            for line in _plan_lines(report, folder):
+                (console.line if dry_run else console.note)(line)
+            for note in report.notes:
+                console.note(f"note     {note}")
+            if dry_run and console.verbose:
+                for t in report.tensors:
+                    console.line(
+                        f"{t.name:40}  {t.type:6}  {' x '.join(map(str, reversed(t.shape))):>20}  {human_bytes(t.n_bytes):>10}"
+                    )
+            bar = Progress(console, "writing", report.n_bytes, unit="MiB")
+
+        report = lmi_convert.convert.convert(
+            folder,
+            output,
+            quant=quant,
+            overwrite=force,
+            dry_run=dry_run,
+            allow_pickle=allow_pickle,
+            allow_nonfinite=allow_nonfinite,
+            pre=pre,
+            name=name,
+            tensor_types=tensor_types,
+            threads=threads,
+            progress=lambda done, total: bar.show(done, done >> 20),
+            plan=planned,
+        )
+        console.clear()
+    if not dry_run:
+        console.note(f"wrote    {report.path}, {human_bytes(report.n_bytes)}, in {duration(time.monotonic() - began)}")
+
+
+def _converter():
+    """The package, and what it needs, imported only now."""
+    try:
+        import lmi_convert.convert
+        import lmi_convert.writer
+    except ModuleNotFoundError as e:
+        raise errors.UnsupportedModel(f"converting needs the package {e.name}", "pip install 'lmi[convert]'") from None
+    return lmi_convert
+
+
+def _default_output(folder: str, quant: str) -> str:
+    stem = os.path.basename(os.path.abspath(folder)) or "model"
+    return f"{stem}.gguf" if quant.lower() == "auto" else f"{stem}-{quant.upper()}.gguf"
+
+
+def _plan_lines(report, folder: str) -> list[str]:
+    parameters, source = human_count(report.n_parameters), human_bytes(report.source_bytes)
+    mix = " + ".join(f"{n} {kind} ({human_bytes(size)})" for kind, n, size in report.types)
+    return [
+        f"model    {folder} · {report.architecture} · {parameters} parameters · {source} of weights",
+        f"vocabulary  {report.n_vocab:,} tokens, {report.vocabulary}",
+        f"tensors  {report.n_tensors} · {mix}",
+        f"file     {report.path} · {report.quant} · {human_bytes(report.n_bytes)}",
+    ]

@@ -1,0 +1,99 @@
+"""Every family: transformers model -> safetensors -> convert -> run, logits against transformers."""
+
+import numpy as np
+import pytest
+from door import open_model
+from lmi_convert.convert import convert
+from oracle import tiny_hf
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """(transformers model, GGUF file in F32) of a case, made once."""
+    found = {}
+
+    def make(name: str):
+        if name not in found:
+            folder = tmp_path_factory.mktemp(name)
+            model = tiny_hf.make_model(tiny_hf.BY_NAME[name])
+            tiny_hf.save(model, folder)
+            convert(folder, folder / "model.gguf", quant="F32")
+            found[name] = model, folder / "model.gguf"
+        return found[name]
+
+    return make
+
+
+def tokens_of(case, n: int) -> np.ndarray:
+    return np.random.default_rng(7).integers(1, 250, n).astype(np.int32)
+
+
+def hf_logits(model, tokens: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(tokens[None].astype(np.int64)), use_cache=False).logits[0].numpy()
+
+
+def error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.max(np.abs(got - expected)) / np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("name", tiny_hf.BY_NAME)
+def test_as_transformers(native, made, name):
+    """Up to the trained context, which is over three times a family's own window, in several chunks."""
+    case = tiny_hf.BY_NAME[name]
+    model, path = made(name)
+    n = case.reach - 16
+    assert not case.window or n >= 3 * case.window
+    tokens = tokens_of(case, n)
+    expected = hf_logits(model, tokens)
+    with open_model(native, path) as opened:
+        got = opened.rows(tokens, window=n, sinks=16, kv="f32", chunk=48)
+    assert np.isfinite(got).all()
+    # Gemma 3 has rows of the embedding without a token; they are left out of the file.
+    assert got.shape[1] == expected.shape[1] or (name == "gemma3" and 256 < got.shape[1] < expected.shape[1])
+    assert error(got, expected[:, : got.shape[1]]) < TOLERANCE
+
+
+# Per case: what a converter, or the runtime, could forget or do wrongly. Each makes a difference that the comparison sees.
+FORGOTTEN = {
+    "llama-tied-biases": ["attn_k.bias", "attn_output.bias", "ffn_up.bias"],
+    "gptj": ["output.bias", "attn_norm.bias"],
+    "gptneox": ["attn_qkv.bias", "ffn_norm.bias", "output_norm.bias"],
+    "qwen2": ["attn_q.bias", "attn_v.bias"],
+    "qwen2moe": ["ffn_gate_inp_shexp.weight"],
+    "qwen3": ["attn_q_norm.weight"],
+    "gemma": ["attn_norm.weight", "output_norm.weight"],
+    "gemma3": ["attn_k_norm.weight", "post_ffw_norm.weight"],
+    "gpt-oss": ["attn_sinks.weight", "ffn_gate_inp.bias", "ffn_down_exps.bias"],
+    "olmo2": ["attn_k_norm.weight", "post_attention_norm.weight"],
+    "starcoder2": ["attn_q.bias", "ffn_down.bias"],
+}
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_what_is_forgotten_is_seen(native, made, tmp_path, name):
+    """The same file with such a tensor five percent larger is not as transformers: the comparison can fail."""
+    case = tiny_hf.BY_NAME[name]
+    model, path = made(name)
+    tokens = tokens_of(case, 64)
+    expected = hf_logits(model, tokens)
+    import gguf
+
+    for forgotten in FORGOTTEN[name]:
+        changed = tmp_path / f"{forgotten}.gguf"
+        data = bytearray(path.read_bytes())
+        reader = gguf.GGUFReader(path)
+        found = [t for t in reader.tensors if t.name == forgotten or t.name.endswith("." + forgotten)]
+        assert found
+        for t in found:
+            n = t.n_bytes
+            values = np.frombuffer(data, np.float32, n // 4, t.data_offset) * np.float32(1.05)
+            data[t.data_offset : t.data_offset + n] = values.tobytes()
+        changed.write_bytes(data)
+        with open_model(native, changed) as opened:
+            got = opened.rows(tokens, window=64, sinks=16, kv="f32")
+        assert error(got, expected[:, : got.shape[1]]) > 2 * TOLERANCE, forgotten
