@@ -49,7 +49,7 @@ enum { MATMUL_ROW_TILE = 16 };
  * A logit is q k, then, in this order, capped and biased, each only if asked for (zero and NULL ask for nothing):
  *   softcap  logit = softcap tanh(logit / softcap)                                (Gemma 2, arXiv 2408.00118, section 2)
  *   slopes   logit = logit - slope * distance, ring: p - j, sinks: window         (ALiBi, arXiv 2108.12409, distance at most L)
- * Distances are whole numbers until they are multiplied: rounded once where they exceed 2^24. Slopes want n_slots_used < 2^31. */
+ * Distances are whole numbers until they are multiplied: rounded once if they exceed 2^24. Slopes want n_slots_used < 2^31. */
 typedef struct attend_args {
     const kv_bank *bank;
     const float *q; /* [n_rows][head_dim], rotated for this bank and scaled */
@@ -113,7 +113,7 @@ typedef struct kernels {
     /* Turns the first n_rot of head_dim values of n_heads heads by cos_sin[n_rot/2][2], the rest stays; in place. */
     void (*rope)(float *x, int64_t n_heads, int64_t head_dim, int64_t n_rot, const float *cos_sin, rope_pairing pairing);
     activate_kernel *activate[ACTIVATIONS];
-    /* x = cap tanh(x / cap), cap > 0 and normal; off by 4e-7 of itself + cap 2^-149 at most; inf gives the cap, NaN stays NaN. */
+    /* x = cap tanh(x / cap), cap > 0 and normal; off by <= 4e-7 of itself + cap 2^-149; inf gives the cap, NaN stays NaN. */
     void (*softcap)(float *x, float cap, int64_t n);
     void (*clamp)(float *x, float limit, int64_t n);  /* to -limit .. limit, limit >= 0; NaN stays NaN */
     void (*add)(float *x, const float *y, int64_t n); /* x += y */

@@ -68,7 +68,7 @@ static inline float size_up_to(float most, float x) {
 static inline float within(float limit, float x) { return choose(INT32_MIN, x, size_up_to(limit, x)); }
 
 /* x / (1 + exp(-u)) where u has the sign of x: as it stands for u >= 0, and x exp(u) / (1 + exp(u)) below. Nothing overflows,
- * and 2^n comes last so that small results keep their digits. A negative x beyond -most counts as that: the result is 0 there. */
+ * and 2^n comes last so that small results keep their digits. A negative x beyond -most counts as that: the result is 0. */
 static inline float times_logistic(float x, float u, float most) {
     const int32_t negative = (int32_t)f32_to_bits(x) >> 31;
     int32_t n;
@@ -126,7 +126,7 @@ static inline float swiglu_oai(float x) {
     return times_logistic(c, OAI_ALPHA * c, -EXP_LOW);
 }
 
-/* tanh(x) = -e / (2 + e) with e = exp(-2 |x|) - 1 = p 2^n + (2^n - 1), which keeps its digits where x is small. From TANH_ONE on
+/* tanh(x) = -e / (2 + e) with e = exp(-2 |x|) - 1 = p 2^n + (2^n - 1), which keeps its digits for small x. From TANH_ONE on
  * it is 1. */
 #define TANH_ONE 10.0f
 static inline float tanh_f32(float x) {

@@ -2,7 +2,8 @@
 
     python make_checkpoint.py config.json FOLDER [--vocabulary FILE ...] [--shard-bytes N]
 
-`--vocabulary`: tokenizer files to copy into the folder, NAME=FILE to copy under another name. For measuring the converter on real
+`--vocabulary`: tokenizer files to copy into the folder, NAME=FILE to copy under another name. For measuring the converter on
+real
 shapes: what such a model writes means nothing.
 """
 

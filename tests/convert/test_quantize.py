@@ -1,4 +1,5 @@
-"""`lmi quantize`: what it keeps, what it refuses, that it leaves nothing half-written, importance matrices in both their forms."""
+"""`lmi quantize`: what it keeps, what it refuses, that it leaves nothing half-written, importance matrices in both their
+forms."""
 
 import os
 import random
@@ -15,7 +16,6 @@ import pytest
 from lmi import errors
 from lmi.quantize import dequantize, quantize
 from lmi_convert.importance import read_importance
-from lmi_convert.mix import parse_override
 from lmi_convert.requantize import make_plan, requantize
 from lmi_convert.stored import open_stored
 from oracle import tiny_models
@@ -64,7 +64,10 @@ def test_keys_and_exact_tensors_are_kept(native, source: Path, tmp_path: Path) -
             assert np.array_equal(t.read(), quantize(x, t.type.name)), name
 
 
-@pytest.mark.parametrize("mix", ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_S", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "MXFP4"])
+@pytest.mark.parametrize(
+    "mix",
+    ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_S", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "MXFP4"],
+)
 def test_every_mix_runs(native, source: Path, tmp_path: Path, mix: str) -> None:
     from lmi import Model
 
@@ -195,7 +198,12 @@ def importance_values() -> dict:
 def write_old(path: Path, values: dict, calls: int = 7) -> None:
     data = struct.pack("<i", len(values))
     for name, v in values.items():
-        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(v)) + (v * calls).astype("<f4").tobytes()
+        data += (
+            struct.pack("<i", len(name))
+            + name.encode()
+            + struct.pack("<ii", calls, len(v))
+            + (v * calls).astype("<f4").tobytes()
+        )
     path.write_bytes(data + struct.pack("<ii", 33, 5) + b"a.txt")
 
 
@@ -262,7 +270,14 @@ def test_bad_importance_files(native, tmp_path: Path) -> None:
     good, path = tmp_path / "good", tmp_path / "bad"
     write_old(good, importance_values())
     whole = good.read_bytes()
-    for data in (b"", b"\0" * 4, b"\xff" * 64, whole[:1000], struct.pack("<iii", 1, 1 << 30, 0), whole[:200].replace(b"\0", b"\x7f")):
+    for data in (
+        b"",
+        b"\0" * 4,
+        b"\xff" * 64,
+        whole[:1000],
+        struct.pack("<iii", 1, 1 << 30, 0),
+        whole[:200].replace(b"\0", b"\x7f"),
+    ):
         path.write_bytes(data)
         with pytest.raises(errors.FileFormatError):
             read_importance(str(path))
@@ -279,7 +294,9 @@ def test_bad_importance_files(native, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("larger") / "model.gguf"
-    tiny_models.make_llama(path, n_embd=512, n_ff=1536, n_heads=8, n_kv_heads=2, n_layers=12, n_vocab=2000, weight_type="F16", decode=False)
+    tiny_models.make_llama(
+        path, n_embd=512, n_ff=1536, n_heads=8, n_kv_heads=2, n_layers=12, n_vocab=2000, weight_type="F16", decode=False
+    )
     return path
 
 
