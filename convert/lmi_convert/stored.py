@@ -173,6 +173,12 @@ class _Header:
         head = self.take(8)
         return head + self.take(struct.unpack("<Q", head)[0])
 
+    def name(self) -> str:
+        try:
+            return self.string()[8:].decode()
+        except UnicodeDecodeError:
+            raise self.fail(f"a name that is not UTF-8 before byte {self.at:,}") from None
+
     def value(self, kind: int) -> bytes:
         if kind in _SIZES:
             return self.take(_SIZES[kind])
@@ -199,7 +205,7 @@ class _Header:
             raise self.fail(f"{n_tensors:,} tensors and {n_keys:,} keys do not fit into the file")
         keys: dict[str, Value] = {}
         for _ in range(n_keys):
-            name = self.string()[8:].decode("utf-8", "surrogateescape")
+            name = self.name()
             if name in keys:
                 raise self.fail(f"the key {name} appears twice")
             kind = self.number("<I")
@@ -219,7 +225,7 @@ class _Header:
         return keys, stored
 
     def info(self) -> tuple[str, tuple[int, ...], TypeInfo, int]:
-        name = self.string()[8:].decode("utf-8", "surrogateescape")
+        name = self.name()
         n_dims = self.number("<I")
         if not 1 <= n_dims <= 4:
             raise self.fail(f"tensor {name} has {n_dims} dimensions")

@@ -50,6 +50,11 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     if (o->placement != LMI_PLACEMENT_CEILING && o->placement != LMI_PLACEMENT_CONTIGUOUS) {
         return fail(error, LMI_INVALID_ARGUMENT, "placement %d is not known", (int)o->placement);
     }
+    if (o->placement == LMI_PLACEMENT_CONTIGUOUS && spec->arch->alibi) {
+        fail(error, LMI_UNSUPPORTED, "the contiguous placement needs rotary positions; this model has ALiBi");
+        remedy(error, "Use the ceiling placement.");
+        return LMI_UNSUPPORTED;
+    }
     if (o->kv_type == LMI_KV_Q8_0 && spec->head_dim % 32 != 0) {
         fail(error, LMI_UNSUPPORTED, "a q8_0 context needs heads of a multiple of 32 numbers; this model's have %lld",
              (long long)spec->head_dim);

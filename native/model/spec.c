@@ -272,8 +272,8 @@ static void read_scales(reader *r, model_spec *spec) {
     spec->embedding_scale = arch->scaled_embedding ? sqrtf((float)spec->n_embd) : 1.0f;
     spec->alibi_max_bias = arch->alibi ? 8.0f : 0.0f;
     read_float(r, "attention.scale", GGUF_OPTIONAL, 1e-6, 1e6, &spec->attention_scale);
-    read_float(r, "attn_logit_softcapping", GGUF_OPTIONAL, 0.0, 1e6, &spec->attention_softcap);
-    read_float(r, "final_logit_softcapping", GGUF_OPTIONAL, 0.0, 1e6, &spec->output_softcap);
+    read_float(r, "attn_logit_softcapping", GGUF_OPTIONAL, 1e-3, 1e6, &spec->attention_softcap);
+    read_float(r, "final_logit_softcapping", GGUF_OPTIONAL, 1e-3, 1e6, &spec->output_softcap);
     if (arch->alibi) {
         read_float(r, "attention.max_alibi_bias", GGUF_OPTIONAL, 0.0, 1e3, &spec->alibi_max_bias);
         read_float(r, "attention.clamp_kqv", GGUF_OPTIONAL, 0.0, 1e6, &spec->clamp_qkv);

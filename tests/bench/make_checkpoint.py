@@ -26,7 +26,9 @@ def shapes_of(config_file: Path) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {}) if config.tie_word_embeddings else set()
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied and not name.endswith("inv_freq")}
+    return {
+        name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied and not name.endswith("inv_freq")
+    }
 
 
 def bf16(values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 from door import open_model
 from lmi_convert.convert import convert
 from oracle import tiny_hf
+from oracle.lambda_hf import lambda_attention
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -56,6 +57,25 @@ def test_as_transformers(native, made, name):
     # Gemma 3 has rows of the embedding without a token; they are left out of the file.
     assert got.shape[1] == expected.shape[1] or (name == "gemma3" and 256 < got.shape[1] < expected.shape[1])
     assert error(got, expected[:, : got.shape[1]]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", tiny_hf.BY_NAME)
+def test_as_lambda_beyond_the_window(native, made, name):
+    """Three times the window and more: transformers' own code with Λ in the layers that see everything."""
+    case = tiny_hf.BY_NAME[name]
+    model, path = made(name)
+    window, sinks = 88 if name == "phi3-longrope" else 50, 6
+    tokens = tokens_of(case, 188)
+    plain = hf_logits(model, tokens)
+    with lambda_attention(model, len(tokens) - 1, 1):  # so wide that it forgets nothing: the oracle is the model
+        assert error(hf_logits(model, tokens), plain) < 1e-5
+    with lambda_attention(model, window, sinks):
+        expected = hf_logits(model, tokens)
+    with open_model(native, path) as opened:
+        got = opened.rows(tokens, window=window, sinks=sinks, kv="f32", chunk=32)
+    assert error(got, expected[:, : got.shape[1]]) < TOLERANCE
+    everywhere = name == "mistral-window" or name in ("starcoder2", "phi3")  # windows of their own in all layers: no Λ
+    assert everywhere == (error(expected, plain) < 10 * TOLERANCE)
 
 
 # Per case: what a converter, or the runtime, could forget or do wrongly. Each makes a difference that the comparison sees.

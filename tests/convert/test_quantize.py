@@ -74,7 +74,7 @@ def test_every_mix_runs(native, source: Path, tmp_path: Path, mix: str) -> None:
     out = tmp_path / "q.gguf"
     requantize(str(source), str(out), mix)
     with Model(out, threads=1) as model, model.session(window=32) as session:
-        session.read([1, 5, 9, 44, 100])
+        session.read_tokens([1, 5, 9, 44, 100])
         assert np.isfinite(session.logits()).all()
 
 
