@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from lmi.errors import FileFormatError, InvalidArgument
 from lmi.formats import human_count
-from lmi.quantize import quantize
+from lmi.quantize import quantize, type_info
 
 from lmi_convert import families
 from lmi_convert.checkpoint import Checkpoint, read_json, require_folder, to_float32
 from lmi_convert.config import Config
 from lmi_convert.family import Build, Entry, Family, Weights
+from lmi_convert.importance import Importance, read_importance
 from lmi_convert.matrix import Matrix
 from lmi_convert.mix import Override, Shape, choose, find_mix, parse_override
 from lmi_convert.vocab import Vocabulary, check_pre, read_vocabulary
@@ -60,6 +61,7 @@ def convert(
     pre: str | None = None,
     name: str | None = None,
     tensor_types: Sequence[str] = (),
+    imatrix: str | os.PathLike | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
     plan: Callable[[Report], object] | None = None,
@@ -67,9 +69,8 @@ def convert(
     """Converts the checkpoint in `folder` to the file `output`, which appears whole or not at all.
 
     `quant`: a mix ("Q4_K_M"), a type ("F16") or "auto". `tensor_types`: "PATTERN=TYPE", the last that matches a name wins.
-    `pre`:
-    name of the pre-tokenizer. `progress(done, total)`: bytes of the file so far. `plan(report)`: called before anything is
-    written.
+    `pre`: name of the pre-tokenizer. `imatrix`: file of an importance matrix. `progress(done, total)`: bytes of the file so
+    far. `plan(report)`: called before anything is written.
 
     Raises FileFormatError for a checkpoint that is incomplete or damaged, UnsupportedModel for one of another family,
     InvalidArgument, OutputError. Nothing is left behind then.
@@ -80,6 +81,7 @@ def convert(
         find_mix(quant)
     if pre is not None:
         check_pre(pre)
+    importance = read_importance(os.fspath(imatrix)) if imatrix is not None else None
     if not dry_run:
         require_writable(output, overwrite=overwrite)
     require_folder(folder)
@@ -89,7 +91,8 @@ def convert(
         vocabulary = read_vocabulary(folder, config, pre=pre)
         build = build_model(family, config, checkpoint, vocabulary)
         quant = _own_type(build) if quant.lower() == AS_IT_IS else find_mix(quant).name
-        tensors = plan_tensors(build, quant, overrides, allow_nonfinite=allow_nonfinite, threads=threads)
+        encoding = Encoding(importance, allow_nonfinite, threads)
+        tensors = plan_tensors(build, quant, overrides, encoding)
         keys = {**general_keys(family, build, quant, folder, name), **build.keys, **vocabulary.keys()}
         report = _report(output, family, quant, build, vocabulary, keys, tensors, checkpoint)
         if plan:
@@ -104,6 +107,15 @@ def convert(
                 progress=(lambda tensor, done: progress(done, total)) if progress else None,
             )
         return report
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How values become blocks, the same for all tensors."""
+
+    importance: Importance | None = None
+    allow_nonfinite: bool = False
+    threads: int | None = None
 
 
 def build_model(family: Family, config: Config, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Build:
@@ -132,38 +144,52 @@ def _own_type(build: Build) -> str:
     return "BF16" if own == "F32" and build.weights.has_f8 else own
 
 
-def plan_tensors(
-    build: Build, quant: str, overrides: Sequence[Override], *, allow_nonfinite: bool, threads: int | None
-) -> list[Tensor]:
+def plan_tensors(build: Build, quant: str, overrides: Sequence[Override], encoding: Encoding) -> list[Tensor]:
     s = build.sizes
     n_experts = next((e.matrix.shape[0] for e in build.entries if e.name.endswith("_exps.weight")), 0)
     shape = Shape(build.architecture, s.n_layers, s.n_heads, s.n_kv, n_experts)
-    kinds = choose(quant, [(e.name, e.matrix.shape) for e in build.entries], shape, overrides=overrides)
+    named = [(e.name, e.matrix.shape) for e in build.entries]
+    kinds = choose(quant, named, shape, overrides=overrides, importance=encoding.importance is not None)
     tensors = []
     for entry, kind in zip(build.entries, kinds):
         if entry.packed_type:
             tensors.append(Tensor(entry.name, entry.matrix.shape, entry.packed_type, entry.matrix.pieces))
         else:
             kind = "F32" if entry.exact or kind is None else kind
-            tensors.append(Tensor(entry.name, entry.matrix.shape, kind, _encoder(entry, kind, allow_nonfinite, threads)))
+            tensors.append(Tensor(entry.name, entry.matrix.shape, kind, _encoder(entry, kind, encoding)))
     return tensors
 
 
-def _encoder(entry: Entry, kind: str, allow_nonfinite: bool, threads: int | None) -> Callable[[], Iterator]:
+def _encoder(entry: Entry, kind: str, encoding: Encoding) -> Callable[[], Iterator]:
     """Makes the bytes of a tensor when it is called."""
+    weights = None
+    if encoding.importance is not None and type_info(kind).quantized:
+        weights = encoding.importance.of(entry.name, entry.matrix.shape)
+    rows = entry.matrix.shape[-2] if weights is not None and len(weights) > 1 else None  # of one matrix of a stack
 
     def data() -> Iterator:
         row = 0
         for values, dtype in _gathered(entry.matrix):
-            if not allow_nonfinite:
+            if not encoding.allow_nonfinite:
                 _require_finite(values, dtype, entry.matrix, row)
-            if dtype == kind:
-                yield np.ascontiguousarray(values)
-            else:
-                yield _encoded(values, dtype, kind, entry, row, allow_nonfinite, threads)
-            row += len(values)
+            for part in _by_matrix(values, row, rows):
+                if dtype == kind:
+                    yield np.ascontiguousarray(part)
+                else:
+                    columns = None if weights is None else weights[row // rows if rows else 0]
+                    yield _encoded(part, dtype, kind, entry, row, columns, encoding)
+                row += len(part)
 
     return data
+
+
+def _by_matrix(values: np.ndarray, first_row: int, rows: int | None) -> Iterator[np.ndarray]:
+    """Cut where one matrix of a stack ends; `rows`: of each, or None for no cuts."""
+    at = 0
+    while at < len(values):
+        end = len(values) if rows is None else min(len(values), at + rows - (first_row + at) % rows)
+        yield values[at:end]
+        at = end
 
 
 def _gathered(matrix: Matrix) -> Iterator[tuple[np.ndarray, str]]:
@@ -180,11 +206,19 @@ def _gathered(matrix: Matrix) -> Iterator[tuple[np.ndarray, str]]:
         yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0], matrix.dtype
 
 
-def _encoded(values, dtype: str, kind: str, entry: Entry, row: int, allow_nonfinite: bool, threads: int | None) -> np.ndarray:
+def _encoded(values, dtype: str, kind: str, entry: Entry, row: int, columns, encoding: Encoding) -> np.ndarray:
     if kind == "F32":
         return to_float32(values, dtype)
     try:
-        return quantize(values, kind, source=dtype, threads=threads, allow_nonfinite=allow_nonfinite, first_row=row)
+        return quantize(
+            values,
+            kind,
+            source=dtype,
+            importance=columns,
+            threads=encoding.threads,
+            allow_nonfinite=encoding.allow_nonfinite,
+            first_row=row,
+        )
     except InvalidArgument as e:
         raise FileFormatError(f"tensor {entry.matrix.origin or entry.name}: {e.message}", _remedy(kind)) from None
 

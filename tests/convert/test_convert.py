@@ -121,6 +121,34 @@ def test_tensor_types(checkpoint, tmp_path):
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
 
 
+def test_importance(tmp_path):
+    """Each expert with its own columns: as quantizing the F32 file with the same matrix."""
+    from lmi_convert.importance import read_importance
+    from lmi_convert.requantize import requantize
+
+    folder = tiny_hf.save(tiny_hf.make_model(tiny_hf.BY_NAME["qwen3moe"]), tmp_path / "m")
+    convert(folder, tmp_path / "f32.gguf", quant="F32", name="x")
+    rng = np.random.default_rng(0)
+    w = gguf.GGUFWriter(tmp_path / "i.gguf", "imatrix")
+    for name, t in tensors_of(tmp_path / "f32.gguf").items():
+        shape = tuple(int(d) for d in reversed(t.shape))
+        if name.startswith("blk.") and len(shape) > 1:
+            n = shape[0] if len(shape) == 3 else 1
+            w.add_tensor(f"{name}.in_sum2", (rng.random((n, shape[-1])) ** 4 * 100).astype(np.float32))
+            w.add_tensor(f"{name}.counts", np.ones((n, 1), np.float32))
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+    convert(folder, tmp_path / "direct.gguf", quant="Q4_0", name="x", imatrix=tmp_path / "i.gguf")
+    requantize(
+        str(tmp_path / "f32.gguf"), str(tmp_path / "later.gguf"), "Q4_0", importance=read_importance(str(tmp_path / "i.gguf"))
+    )
+    convert(folder, tmp_path / "without.gguf", quant="Q4_0", name="x")
+    direct, later, without = (tensors_of(tmp_path / f"{n}.gguf") for n in ("direct", "later", "without"))
+    for name, t in direct.items():
+        assert t.tensor_type == later[name].tensor_type
+        np.testing.assert_array_equal(t.data, later[name].data, name)
+    assert (direct["blk.1.ffn_up_exps.weight"].data[-1] != without["blk.1.ffn_up_exps.weight"].data[-1]).any()
+
+
 def test_dry_run(checkpoint, tmp_path):
     done = run(checkpoint, "-o", tmp_path / "m.gguf", "-q", "Q8_0", "--dry-run", "-v")
     assert done.returncode == 0 and not os.listdir(tmp_path)

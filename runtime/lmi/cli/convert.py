@@ -28,6 +28,7 @@ from lmi.formats import duration, human_bytes, human_count
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="Another type for tensors of such names."
 )
+@click.option("--imatrix", type=click.Path(), help="File that says which columns matter more (lmi imatrix).")
 @click.option("--dry-run", is_flag=True, help="Only show what would be written.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--name", help="The model's name. [default: the folder's]")
@@ -36,7 +37,9 @@ from lmi.formats import duration, human_bytes, human_count
 @click.option("--allow-nonfinite", is_flag=True, help="Convert NaN and infinite weights as they are.")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]")
 @output_options(quiet=("--quiet",))
-def convert(console, folder, output, quant, tensor_types, dry_run, force, name, pre, allow_pickle, allow_nonfinite, threads):
+def convert(
+    console, folder, output, quant, tensor_types, imatrix, dry_run, force, name, pre, allow_pickle, allow_nonfinite, threads
+):
     """Turn a checkpoint folder into a GGUF file.
 
     \b
@@ -78,6 +81,7 @@ def convert(console, folder, output, quant, tensor_types, dry_run, force, name, 
             pre=pre,
             name=name,
             tensor_types=tensor_types,
+            imatrix=imatrix,
             threads=threads,
             progress=lambda done, total: bar.show(done, done >> 20),
             plan=planned,
