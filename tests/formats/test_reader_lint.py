@@ -20,6 +20,12 @@ ALLOWED = {
         "s->number = (uint64_t)i + 1": "i < 65,536",
         "(value & (value - 1))": "bits of an alignment, not a size",
         "file->n_tensors - 1": "n_tensors > 0",
+        "n_tensors += parts[i]->n_tensors": "at most 1,024 files, each within the limit of one file",
+        "(size_t)n_tensors + 1": "within the limit of one file",
+        "* sizeof *tensors": "the same; calloc gave that many",
+        "tensors + at": "a pointer into what calloc gave",
+        "at += parts[i]->n_tensors": "up to the sum above",
+        "file->bytes + file->tensors[i].offset": "the file's size was compared with the end of all tensors",
     },
     "scan.c": {
         "memcpy(text + out,": "out <= 256 in a buffer of 260",
