@@ -1,17 +1,22 @@
 """Importance matrices: for each matrix of a model the mean square of what each of its columns was multiplied with.
 
-Reads both forms in which llama.cpp writes them. The old one (`.dat`) has no magic number: a count, then per entry its name, how
-often it was called, and the sums divided by that in part. The new one is a GGUF file with `NAME.in_sum2` and `NAME.counts`.
+Reads both forms in which llama.cpp writes them, and writes the newer. The old one (`.dat`) has no magic number: a count, then
+per entry its name, how often it was called, and the sums divided by that in part. The new one is a GGUF file with
+`NAME.in_sum2` and `NAME.counts`.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-from lmi.errors import FileFormatError
+from lmi.errors import FileFormatError, PromptError
+
+from lmi_convert import writer
 
 _MOST_ENTRIES, _MOST_NAME, _MOST_VALUES = 1 << 20, 1 << 16, 1 << 31
 
@@ -118,3 +123,48 @@ def _read_old(path: str, size: int) -> Importance:
     chunks = take("<i") if at + 4 <= len(data) else 0
     dataset = text(take("<i")) if at + 4 <= len(data) else ""
     return Importance(columns, dataset, chunks)
+
+
+def collect(
+    model,
+    blocks: Iterable[bytes],
+    path: str | os.PathLike,
+    *,
+    dataset: str = "",
+    limit: int | None = None,
+    overwrite: bool = False,
+    opened: Callable[[object], object] | None = None,
+    progress: Callable[[int], object] | None = None,
+    **options,
+) -> int:
+    """Reads a text with `model` as one stream and writes what its matrices were multiplied with. Returns how many tokens.
+
+    `limit`: stop after so many tokens. `dataset`: the text's name, kept in the file. `opened(session)`, then
+    `progress(position)` after each chunk. Other options as for `Model.session`. Raises PromptError for an empty text,
+    OutputError, Cancelled.
+    """
+    writer.require_writable(os.fspath(path), overwrite=overwrite)
+    tokens = (token for ids in model.iter_tokens_of_blocks(blocks) for token in ids)
+    with model.session(**options, importance=True) as session:
+        if opened:
+            opened(session)
+        n = session.read_tokens(islice(tokens, limit), progress=progress)
+        if n < 2:
+            raise PromptError("the text is empty", "Some thousand tokens are the least that is of use")
+        found, chunk = session.importance(), session.plan.chunk
+    keys = {
+        "general.type": writer.string("imatrix"),
+        "imatrix.datasets": writer.strings([dataset]),
+        "imatrix.chunk_count": writer.u32(-(-n // chunk)),
+        "imatrix.chunk_size": writer.u32(chunk),
+    }
+    tensors = []
+    for name, (squares, counts) in found.items():
+        tensors.append(_tensor(f"{name}.in_sum2", squares))
+        tensors.append(_tensor(f"{name}.counts", counts.reshape(-1, 1)))
+    writer.write(path, keys, tensors, overwrite=overwrite, verify=read_importance)
+    return n
+
+
+def _tensor(name: str, values: np.ndarray) -> writer.Tensor:
+    return writer.Tensor(name, values.shape, "F32", lambda: [values.astype(np.float32)])

@@ -34,8 +34,16 @@ typedef struct context_shape {
     const layer_context *layers; /* [n_layers] */
     lmi_kv_type kv_type;
     lmi_placement placement;
-    int64_t chunk; /* most tokens in one run */
+    int64_t chunk;   /* most tokens in one run */
+    bool importance; /* keep sums of what weights are multiplied with */
 } context_shape;
+
+/* Of one step: squares of its input (after the norm), summed over rows. Experts have sums of their own. */
+typedef struct input_sums {
+    int64_t n, width;
+    double *squares; /* [n][width] */
+    int64_t *counts; /* [n] rows that went into them */
+} input_sums;
 
 typedef struct backend_bytes {
     uint64_t context, work;
@@ -64,6 +72,8 @@ typedef struct backend {
     lmi_status (*run)(backend_context *context, const backend_chunk *chunk, lmi_error *error);
     /* The keys and values, as a saved state holds them. */
     void *(*context_memory)(backend_context *context, size_t *size);
+    /* Of step `i` of the model, since the context was opened; NULL if the shape asked for none or the step has no weights. */
+    const input_sums *(*importance)(const backend_context *context, int64_t i);
 } backend;
 
 extern const backend backend_cpu;

@@ -92,6 +92,20 @@ static turn_set *turns_of(backend_context *c, int64_t layer) {
     return NULL;
 }
 
+static void take_sums(taker *t, backend_context *c) {
+    const backend_model *model = c->model;
+    c->sums = take(t, c->shape.importance ? (uint64_t)model->n_steps : 0, sizeof *c->sums);
+    for (int64_t i = 0; c->shape.importance && i < model->n_steps; i++) {
+        int64_t width;
+        const int64_t n = cpu_sums_of(model, &model->steps[i], &width);
+        double *squares = take(t, (uint64_t)n * (uint64_t)width, sizeof *squares);
+        int64_t *counts = take(t, (uint64_t)n, sizeof *counts);
+        if (c->sums != NULL) {
+            c->sums[i] = (input_sums){n, width, squares, counts};
+        }
+    }
+}
+
 static void take_work(taker *t, backend_context *c) {
     const model_spec *spec = c->model->spec;
     const uint64_t chunk = (uint64_t)c->shape.chunk, turns = (uint64_t)spec->n_rot;
@@ -120,6 +134,7 @@ static void take_work(taker *t, backend_context *c) {
         c->turns[i].turn_sink = take(t, chunk * turns, sizeof(float));
         c->turns[i].turn_sink_key = take(t, chunk * turns, sizeof(float));
     }
+    take_sums(t, c);
     c->slopes = take(t, spec->alibi_max_bias > 0.0f ? (uint64_t)spec->n_heads : 0, sizeof(float));
     for (int64_t i = 0; i < spec->n_layers; i++) {
         const layer_context *layer = &c->shape.layers[i];
@@ -459,6 +474,9 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
         c->step = &c->model->steps[i];
         c->first_row = 0;
         c->n_rows = chunk->n_tokens;
+        if (c->sums != NULL) {
+            cpu_add_importance(c);
+        }
         switch (c->step->kind) {
         case STEP_EMBED:
             pool_run(c->model->workers, embed_piece, c, chunk->n_tokens);
@@ -492,10 +510,15 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
     return LMI_OK;
 }
 
+static const input_sums *cpu_importance(const backend_context *c, int64_t i) {
+    return c->sums != NULL && c->sums[i].n > 0 ? &c->sums[i] : NULL;
+}
+
 const backend backend_cpu = {
     .name = "cpu",
     .plan = cpu_plan,
     .open = cpu_open,
     .run = cpu_run,
     .context_memory = cpu_context_memory,
+    .importance = cpu_importance,
 };

@@ -74,6 +74,7 @@ struct backend_context {
     int n_turns;
     float *slopes; /* [n_heads] of ALiBi, or NULL */
     cpu_routes routes;
+    input_sums *sums;      /* [n_steps], or NULL: importance is not asked for */
     int64_t n_segments;    /* of the largest layer: sinks, then ring */
     cpu_partial *partials; /* [n_kv_heads][n_segments] */
     atomic_int *arrived;   /* [n_kv_heads] segments done */
@@ -85,6 +86,10 @@ struct backend_context {
     int64_t cut;               /* weight rows of a piece */
     uint64_t epoch;
 };
+
+/* Sums of squares of inputs, in cpu_importance.c: how many rows of sums a step has and how wide they are, and one step's share. */
+int64_t cpu_sums_of(const backend_model *model, const step *s, int64_t *width);
+void cpu_add_importance(backend_context *c);
 
 /* The steps of cpu_attend.c and cpu_experts.c. */
 void cpu_attend(backend_context *c);

@@ -109,7 +109,11 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         };
         plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
     }
-    plan->shape = (context_shape){.layers = plan->layers, .kv_type = o->kv_type, .placement = o->placement, .chunk = o->chunk};
+    plan->shape = (context_shape){.layers = plan->layers,
+                                  .kv_type = o->kv_type,
+                                  .placement = o->placement,
+                                  .chunk = o->chunk,
+                                  .importance = o->importance != 0};
     plan->logits_rows = o->all_logits ? o->chunk : 1;
     return model->device->plan(&model->shared, &plan->shape, &plan->bytes, error);
 }

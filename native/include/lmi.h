@@ -205,6 +205,7 @@ typedef struct lmi_session_options {
     int64_t chunk;      /* most tokens pushed through the layers at once; 0: 512 */
     int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
+    int32_t importance; /* 1: keep sums for lmi_session_importance */
 } lmi_session_options;
 
 LMI_API void lmi_session_options_default(lmi_session_options *options);
@@ -267,6 +268,18 @@ LMI_API void lmi_session_get_view(const lmi_session *session, lmi_view *view);
 
 /* Allocations attempted while tokens were read or written: 0, or a bug. */
 LMI_API int64_t lmi_session_hot_allocations(const lmi_session *session);
+
+/* What a tensor was multiplied with since the session was opened: squares of each column's input, summed over tokens. Rewinding
+ * and loading take nothing away; a chunk that was cancelled may count in part. */
+typedef struct lmi_importance {
+    int64_t n_matrices;    /* experts of a stack, or 1; 0: the tensor is not multiplied with anything */
+    int64_t n_cols;        /* shape[0] of the tensor */
+    const double *squares; /* [n_matrices][n_cols]; valid while the session is open and nothing is read */
+    const int64_t *counts; /* [n_matrices] tokens that reached it */
+} lmi_importance;
+
+/* Of the tensor with that index (lmi_model_get_tensor). LMI_INVALID_ARGUMENT if the option was not set. */
+LMI_API lmi_status lmi_session_importance(lmi_session *session, int64_t index, lmi_importance *importance, lmi_error *error);
 
 /* ---- sampling ---------------------------------------------------------------------------------------------------- */
 

@@ -287,7 +287,8 @@ class Model(Handle):
 
     def session(self, **options):
         """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling" or
-        "contiguous"), all_logits. Raises OutOfMemory before anything is allocated if it cannot fit."""
+        "contiguous"), all_logits, importance (for `Session.importance`). Raises OutOfMemory before anything is allocated if
+        it cannot fit."""
         from lmi.session import Session
 
         return Session(self, **{**self._defaults, **options})

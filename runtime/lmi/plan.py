@@ -108,7 +108,17 @@ def real(value, what: str, low: float = -math.inf, high: float = math.inf) -> fl
     return float(value)
 
 
-def session_options(*, window=None, sinks=None, kv_type="f16", placement=None, chunk=None, rollback=None, all_logits=False):
+def session_options(
+    *,
+    window=None,
+    sinks=None,
+    kv_type="f16",
+    placement=None,
+    chunk=None,
+    rollback=None,
+    all_logits=False,
+    importance=False,
+):
     """A filled `lmi_session_options`. None means the library's default; `placement` None: contiguous for many sinks."""
     ffi, lib = native()
     o = ffi.new("lmi_session_options *")
@@ -126,6 +136,7 @@ def session_options(*, window=None, sinks=None, kv_type="f16", placement=None, c
     if rollback is not None:
         o.rollback = integer(rollback, "rollback", 1)
     o.all_logits = 1 if all_logits else 0
+    o.importance = 1 if importance else 0
     return o
 
 

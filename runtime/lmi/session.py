@@ -220,6 +220,24 @@ class Session(Handle):
             check(lib.lmi_session_nll_rows(s, row, tokens + 1, n, values, self._error), self._error)
         return ffi.unpack(values, n)
 
+    def importance(self) -> dict:
+        """What the model's matrices were multiplied with so far: name of tensor -> (squares, counts), numpy arrays; `squares`
+        float64 [matrices of a stack][columns], summed over tokens, `counts` int64 [matrices]. Needs the option `importance`."""
+        import numpy
+
+        ffi, lib = native()
+        found, c = {}, ffi.new("lmi_importance *")
+        names = [t.name for t in self.model.tensors()]
+        with self._use as s:
+            for index, name in enumerate(names):
+                check(lib.lmi_session_importance(s, index, c, self._error), self._error)
+                n, cols = c.n_matrices, c.n_cols
+                if n:
+                    squares = numpy.frombuffer(ffi.buffer(c.squares, 8 * n * cols), numpy.float64).reshape(n, cols)
+                    counts = numpy.frombuffer(ffi.buffer(c.counts, 8 * n), numpy.int64)
+                    found[name] = squares.copy(), counts.copy()
+        return found
+
     # ---- where it is ----
 
     @property

@@ -110,3 +110,14 @@ def window_tokens(model, window, sinks) -> int | None:
         return window
     trained = model.info.trained_context
     return max(1, trained - (sinks if sinks is not None else model.plan().sinks))
+
+
+def open_text(file: str, errors: str, stop):
+    """A TextFile; `-` is standard input. `stop`: the command's Interrupts."""
+    import sys
+
+    from lmi.text import TextFile
+
+    if file == "-":
+        return TextFile(None, stream=sys.stdin.buffer, errors=errors, waiting=stop.waiting)
+    return TextFile(file, errors=errors, kind="text")

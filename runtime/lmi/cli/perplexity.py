@@ -8,11 +8,19 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Interrupted, Progress
-from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.options import (
+    Depths,
+    model_argument,
+    model_options,
+    open_model,
+    open_text,
+    output_options,
+    session_options,
+    window_tokens,
+)
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes, rate, span
 from lmi.summary import context_text
-from lmi.text import TextFile
 
 
 @click.command(short_help="Measure how well a model predicts a text, by position.")
@@ -44,7 +52,7 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
     if max(last) > MOST_LAST:
         raise click.UsageError(f"--last takes at most {MOST_LAST:,} tokens.")
     with Interrupts() as stop:
-        text = _open(file, on_error, stop)
+        text = open_text(file, on_error, stop)
         with open_model(model, **opening) as m:
             text.check()
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
@@ -82,14 +90,6 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
     _table(console, report)
     n = report.all.n + 1
     console.note(f"{n:,} tokens in {duration(report.seconds)} ({rate(n, report.seconds)} tok/s) · {report.view}")
-
-
-def _open(file: str, on_error: str, stop: Interrupts) -> TextFile:
-    import sys
-
-    if file == "-":
-        return TextFile(None, stream=sys.stdin.buffer, errors=on_error, waiting=stop.waiting)
-    return TextFile(file, errors=on_error, kind="text")
 
 
 def _table(console, report) -> None:
