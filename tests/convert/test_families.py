@@ -78,6 +78,16 @@ def test_as_lambda_beyond_the_window(native, made, name):
     assert everywhere == (error(expected, plain) < 10 * TOLERANCE)
 
 
+@pytest.mark.parametrize("name", tiny_hf.BY_NAME)
+def test_one_by_one(native, made, name):
+    """Tokens read singly, as when text is written: attention in parts that are merged, experts for one row."""
+    tokens = tokens_of(tiny_hf.BY_NAME[name], 120)
+    with open_model(native, made(name)[1]) as opened:
+        many = opened.rows(tokens, window=50, sinks=6, kv="f32", chunk=32)
+        single = opened.rows(tokens, window=50, sinks=6, kv="f32", chunk=1)
+    assert error(single, many) < 1e-5
+
+
 # Per case: what a converter, or the runtime, could forget or do wrongly. Each makes a difference that the comparison sees.
 FORGOTTEN = {
     "llama-tied-biases": ["attn_k.bias", "attn_output.bias", "ffn_up.bias"],
