@@ -10,7 +10,7 @@ THREADED := test_pool test_session
 MODEL  := models/lmi-tiny/lmi-tiny.gguf
 TEXT   := models/texts/santa-claus-youth.txt
 C_FILES := find native tests -name '*.[ch]' -not -name '*_tables.h'
-HOUSE  := $(shell find native runtime -name '*.[ch]' -o -name '*.py' -o -name CMakeLists.txt 2>/dev/null) pyproject.toml
+HOUSE  := $(shell find native runtime convert -name '*.[ch]' -o -name '*.py' -o -name CMakeLists.txt 2>/dev/null) pyproject.toml
 
 .PHONY: run test lint format build native-test sanitize python-test aarch64 wheel bench bench-peers fuzz clean
 

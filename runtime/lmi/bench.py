@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass
 
 from lmi._native import native
 
+LEAST_SECONDS = 0.25  # of a sample: with a small model one round of a test is over before the clock says much
+
 
 @dataclass(frozen=True)
 class Row:
     """One test: `n_prompt` tokens read at once or `n_gen` one by one, after `depth` tokens. `samples`: tokens a second, one
-    per repetition. `bytes_per_token`: weights and context that a step of one token must fetch (of reading: 0)."""
+    per repetition, each of as many rounds as fill a quarter of a second. `bytes_per_token`: weights and context that a step
+    of one token must fetch (of reading: 0)."""
 
     n_prompt: int
     n_gen: int
@@ -58,9 +61,9 @@ class Row:
 
 
 def step_bytes(model) -> int:
-    """Weight bytes that one token fetches: all, but of a separate embedding table one row."""
+    """Weight bytes that one token fetches: of experts the chosen ones, of a separate embedding table one row."""
     sizes = {t.name: t.n_bytes for t in model.tensors()}
-    total = sum(sizes.values())
+    total = model.info.weight_bytes_active
     return total - sizes["token_embd.weight"] if "output.weight" in sizes and "token_embd.weight" in sizes else total
 
 
@@ -100,11 +103,14 @@ def measure(
                 samples = []
                 for i in range(repetitions):
                     progress(f"{'tg' if one_by_one else 'pp'}{n} @ d{depth:,}: {i + 1} of {repetitions}")
-                    began = time.perf_counter()
-                    for _ in range(n if one_by_one else 1):
-                        source.read(session, 1 if one_by_one else n)
-                    samples.append(n / (time.perf_counter() - began))
-                    session.rewind_to(depth)
+                    seconds, rounds = 0.0, 0
+                    while seconds < LEAST_SECONDS:
+                        began = time.perf_counter()
+                        for _ in range(n if one_by_one else 1):
+                            source.read(session, 1 if one_by_one else n)
+                        seconds, rounds = seconds + time.perf_counter() - began, rounds + 1
+                        session.rewind_to(depth)
+                    samples.append(rounds * n / seconds)
                 fetched = int(weights + per_slot * visible) if one_by_one else 0
                 test = (0, n) if one_by_one else (n, 0)
                 rows.append(Row(*test, depth, tuple(samples), fetched, memory().resident))

@@ -112,7 +112,7 @@ def _shape_lines(model, mix) -> list[str]:
     trained = f"{info.trained_context:,} tokens"
     trained += f", RoPE base {info.rope_theta:,.0f}" if info.rope_theta else ", positions by ALiBi"
     if info.native_window:
-        trained += f", window {info.native_window:,} in {info.n_native_layers} layers"
+        trained += f", window {info.native_window:,} in {info.n_native_layers} of {info.n_layers} layers"
     bits = 8 * info.weight_bytes / info.n_parameters if info.n_parameters else 0
     types = ", ".join(f"{kind} {human_bytes(n)} in {count}" for kind, count, n in mix)
     forward = f"feed-forward {info.n_ff:,}"

@@ -1,16 +1,16 @@
-/* The files that mutations start from: whole models of one layer, several quant types, both vocabularies; and one file that
- * is all metadata. */
+/* The files that mutations start from: small whole models, llamas of several quant types and both vocabularies, families that
+ * have what llama has not; and one file that is all metadata. */
 #ifndef LMI_FUZZ_SEEDS_H
 #define LMI_FUZZ_SEEDS_H
 
-#include "../native/gguf_builder.h"
+#include "../native/gguf_families.h"
 
 typedef struct seed {
     const char *name;
     builder file;
 } seed;
 
-enum { N_SEEDS = 12 };
+enum { N_LLAMAS = 11, N_SEEDS = N_LLAMAS + 7 };
 
 static inline void build_metadata(builder *b) {
     build_begin(b, 2);
@@ -41,18 +41,28 @@ static inline void build_seeds(seed seeds[N_SEEDS]) {
         const char *name;
         quant_type type;
         build_vocab vocab;
-    } models[N_SEEDS - 1] = {
+    } models[N_LLAMAS] = {
         {"f32-spm", QUANT_F32, BUILD_SPM},   {"f16-bpe", QUANT_F16, BUILD_BPE},       {"bf16-spm", QUANT_BF16, BUILD_SPM},
         {"q8_0-spm", QUANT_Q8_0, BUILD_SPM}, {"q8_0-bpe", QUANT_Q8_0, BUILD_BPE},     {"q4_0-spm", QUANT_Q4_0, BUILD_SPM},
         {"q4_1-bpe", QUANT_Q4_1, BUILD_BPE}, {"q5_0-spm", QUANT_Q5_0, BUILD_SPM},     {"q5_1-bpe", QUANT_Q5_1, BUILD_BPE},
         {"q4_K-spm", QUANT_Q4_K, BUILD_SPM}, {"iq4_nl-bpe", QUANT_IQ4_NL, BUILD_BPE},
     };
-    for (int i = 0; i < N_SEEDS - 1; i++) {
-        seeds[i] = (seed){.name = models[i].name};
-        build_llama(&seeds[i].file, models[i].type, models[i].vocab);
+    seed *next = seeds;
+    for (int i = 0; i < N_LLAMAS; i++) {
+        *next = (seed){.name = models[i].name};
+        build_llama(&next++->file, models[i].type, models[i].vocab);
     }
-    seeds[N_SEEDS - 1] = (seed){.name = "metadata"};
-    build_metadata(&seeds[N_SEEDS - 1].file);
+    static const char *const others[] = {"gpt-oss", "qwen2moe", "mpt", "phi3", "gemma2", "gemma3", "metadata"};
+    for (int i = 0; i < N_SEEDS - N_LLAMAS; i++) {
+        next[i] = (seed){.name = others[i]};
+    }
+    build_gpt_oss(&next++->file);
+    build_qwen2moe(&next++->file);
+    build_mpt(&next++->file);
+    build_phi3(&next++->file);
+    build_gemma(&next++->file, "gemma2");
+    build_gemma(&next++->file, "gemma3");
+    build_metadata(&next->file);
 }
 
 static inline void free_seeds(seed seeds[N_SEEDS]) {
