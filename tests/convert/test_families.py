@@ -88,6 +88,34 @@ def test_one_by_one(native, made, name):
     assert error(single, many) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2moe", "qwen3moe", "gpt-oss"])
+def test_experts_that_are_not_chosen_are_not_touched(native, made, tmp_path, name):
+    """Their weights may be anything: here they are NaN, and the logits are the same."""
+    import gguf
+    from lmi import Model
+
+    case = tiny_hf.BY_NAME[name]
+    _, path = made(name)
+    tokens = tokens_of(case, 2)
+    with Model(path) as model, model.session(window=32, kv_type="f32", importance=True) as session:
+        session.read_tokens(tokens.tolist())
+        reached = {tensor: counts for tensor, (_, counts) in session.importance().items() if "_exps" in tensor}
+        expected = session.logits().copy()
+    data, spoilt = bytearray(path.read_bytes()), 0
+    for t in gguf.GGUFReader(path).tensors:
+        if t.name in reached:
+            n_bytes = t.n_bytes // len(reached[t.name])
+            for expert in np.flatnonzero(reached[t.name] == 0):
+                at = t.data_offset + int(expert) * n_bytes
+                data[at : at + n_bytes] = np.full(n_bytes // 4, np.nan, np.float32).tobytes()
+                spoilt += 1
+    assert spoilt
+    (tmp_path / "spoilt.gguf").write_bytes(data)
+    with Model(tmp_path / "spoilt.gguf") as model, model.session(window=32, kv_type="f32") as session:
+        session.read_tokens(tokens.tolist())
+        np.testing.assert_array_equal(session.logits(), expected)
+
+
 # Per case: what a converter, or the runtime, could forget or do wrongly. Each makes a difference that the comparison sees.
 FORGOTTEN = {
     "llama-tied-biases": ["attn_k.bias", "attn_output.bias", "ffn_up.bias"],
