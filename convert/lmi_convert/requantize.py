@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from lmi.errors import InvalidArgument, OutputError
-from lmi.quantize import quantize
+from lmi.quantize import quantize, type_info
 
 from lmi_convert.importance import Importance
 from lmi_convert.mix import Mix, Override, Shape, choose, find_mix
@@ -26,7 +26,8 @@ QUANTIZATION_VERSION = 2  # of the block layouts, as GGUF counts them
 @dataclass(frozen=True)
 class Plan:
     """What will be written. `changes`: (tensor, type it has, type it gets), in the order of the file. `lossy`: bytes of source
-    tensors that were quantized before and will be quantized again."""
+    tensors that were quantized before and will be quantized again. `unfit`: tensors that get another type than the mix
+    says, their rows not being whole blocks of that."""
 
     source: StoredFile
     mix: Mix
@@ -36,6 +37,7 @@ class Plan:
     n_bytes: int
     lossy: int
     without_importance: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
 
 
 def shape_of(file: StoredFile) -> Shape:
@@ -67,10 +69,13 @@ def make_plan(
     chosen_mix = find_mix(mix)
     named = [(t.name, t.shape) for t in file.tensors]
     kinds = choose(mix, named, shape_of(file), overrides=overrides, importance=importance is not None)
-    tensors, changes, lossy, without = [], [], 0, []
+    tensors, changes, lossy, without, unfit = [], [], 0, [], []
+    block = type_info(chosen_mix.kind).block_values
     for t, wanted in zip(file.tensors, kinds):
         kind = wanted or t.type.name
         weights = None
+        if wanted and t.shape[-1] % block:
+            unfit.append(t.name)
         if kind != t.type.name:
             lossy += t.n_bytes if t.type.quantized else 0
             if importance is not None:
@@ -82,7 +87,7 @@ def make_plan(
     keys = dict(file.keys)
     keys["general.file_type"] = u32(chosen_mix.file_type)
     keys["general.quantization_version"] = u32(QUANTIZATION_VERSION)
-    return Plan(file, chosen_mix, keys, tensors, changes, file_bytes(keys, tensors), lossy, without)
+    return Plan(file, chosen_mix, keys, tensors, changes, file_bytes(keys, tensors), lossy, without, unfit)
 
 
 def requantize(
@@ -99,8 +104,7 @@ def requantize(
     plan: Plan | None = None,
 ) -> int:
     """Writes `target`, whole or not at all; returns its size. Raises FileFormatError, UnsupportedModel, InvalidArgument (a
-    value
-    that its type cannot hold, by tensor, row and column), OutputError."""
+    value that its type cannot hold, by tensor, row and column), OutputError."""
     plan = plan or make_plan(source, mix, overrides=overrides, importance=importance, threads=threads, on_part=on_part)
     require_other(plan.source.paths, target)
     require_writable(target, overwrite=overwrite)

@@ -108,9 +108,10 @@ LANES_INLINE void scale_step(const float *x, const float *w, int n, code_set set
     *next = lanes_mul(scale, lanes_add(one, move));
 }
 
-/* The best scale found from the starts, which say what code the extreme value gets: n_starts is a multiple of 16. */
+/* The best scale found from the starts, which say what code the extreme value gets: n_starts is a multiple of 16. The error with
+ * it is added to sum_error. */
 LANES_INLINE float scale_fit(const float *x, const float *w, int n, code_set set, const float *starts, int n_starts,
-                             int n_steps) {
+                             int n_steps, float *sum_error) {
     const float most = extreme(x, n);
     if (fabsf(most) < ENCODE_LEAST) {
         return 0;
@@ -129,6 +130,7 @@ LANES_INLINE float scale_fit(const float *x, const float *w, int n, code_set set
             best = lanes_get(next, lane);
         }
     }
+    *sum_error += least;
     return best;
 }
 
@@ -200,9 +202,9 @@ LANES_INLINE void affine_step(const float *x, const float *w, int n, float sum_w
 }
 
 /* Starts say how far inside the codes [0, high] the least and the largest value lie: below[i] for the least, above[i] for the
- * largest, in codes; negative ones are cut off. n_starts is a multiple of 16. */
+ * largest, in codes; negative ones are cut off. n_starts is a multiple of 16. The error is added to sum_error. */
 LANES_INLINE affine affine_fit(const float *x, const float *w, int n, float high, bool below_zero, const float *below,
-                               const float *above, int n_starts, int n_steps) {
+                               const float *above, int n_starts, int n_steps, float *sum_error) {
     float least = x[0], most = x[0], sum_w = 0;
     for (int i = 0; i < n; i++) {
         least = x[i] < least ? x[i] : least;
@@ -234,7 +236,19 @@ LANES_INLINE affine affine_fit(const float *x, const float *w, int n, float high
             best = (affine){lanes_get(next_scale, lane), lanes_get(next_low, lane)};
         }
     }
+    *sum_error += lowest;
     return best;
+}
+
+/* `starts`: tables of sixteen pairs, first what goes to affine_fit as below, then what goes as above. */
+LANES_INLINE affine fit_pairs(const float *x, const float *w, int n, float high, bool below_zero, const float (*starts)[32],
+                              int n_tables, int n_steps, float *sum_error) {
+    float below[48], above[48];
+    for (int t = 0; t < n_tables; t++) {
+        memcpy(below + 16 * t, starts[t], 16 * sizeof *below);
+        memcpy(above + 16 * t, starts[t] + 16, 16 * sizeof *above);
+    }
+    return affine_fit(x, w, n, high, below_zero, below, above, 16 * n_tables, n_steps, sum_error);
 }
 
 LANES_INLINE lanes affine_error(const float *x, const float *w, int n, float high, lanes scale, lanes low) {
@@ -248,6 +262,23 @@ LANES_INLINE lanes affine_error(const float *x, const float *w, int n, float hig
         sum = lanes_add(sum, lanes_mul(lanes_mul(lanes_set(w[i]), e), e));
     }
     return sum;
+}
+
+/* `steps` binary16 numbers away from x, of its sign. */
+static inline float step_f16(float x, int steps) {
+    const int half = f32_to_f16(round_f16(x)), size = (half & 0x7fff) + steps;
+    return f16_to_f32((uint16_t)((half & 0x8000) | (size < 0 ? 0 : size > 0x7bff ? 0x7bff : size)));
+}
+
+/* The best of the binary16 numbers around a scale and an offset: a large offset is rounded coarsely, and another scale goes with it. */
+LANES_INLINE affine affine_stored(const float *x, const float *w, int n, float high, affine fit) {
+    float scales[16], lows[16], least;
+    for (int i = 0; i < 16; i++) {
+        scales[i] = step_f16(fit.scale, i / 4 - 1);
+        lows[i] = step_f16(fit.low, i % 4 - 1);
+    }
+    const int lane = lanes_least(affine_error(x, w, n, high, lanes_load(scales), lanes_load(lows)), &least);
+    return (affine){scales[lane], lows[lane]};
 }
 
 LANES_INLINE void affine_codes(const float *x, int n, float high, float scale, float low, int8_t *codes) {

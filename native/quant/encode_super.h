@@ -2,13 +2,26 @@
  *
  * First every group gets the scale it would have by itself. Then the common factor is chosen among sixteen, tried at once; for it
  * each group takes the best integer, with codes chosen anew; then the factor is set by least squares for those integers and codes,
- * rounded to binary16, and the groups choose again. The best of all rounds is kept. */
+ * rounded to binary16, and the groups choose again. The best of all rounds is kept.
+ *
+ * A group by itself may have several equally good scales, and groups that choose differently cannot share a factor. Where the
+ * common factor makes the error much larger, there are further attempts from groups that all begin alike. */
 #ifndef LMI_QUANT_ENCODE_SUPER_H
 #define LMI_QUANT_ENCODE_SUPER_H
 
 #include "quant/encode_search.h"
 
 enum { SUPER_MOST_GROUPS = 16, SUPER_ROUNDS = 3 };
+
+/* The error of a block of zeros: no fit may be worse, and where binary16 has nothing near a small factor, one could be. */
+LANES_INLINE float error_of_zeros(const float *x, const float *w) {
+    lanes sum = lanes_set(0);
+    for (int i = 0; i < QK_K; i += 16) {
+        const lanes value = lanes_load(x + i);
+        sum = lanes_add(sum, lanes_mul(lanes_mul(lanes_load(w + i), value), value));
+    }
+    return lanes_sum(sum);
+}
 
 static const float consecutive[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
@@ -19,6 +32,16 @@ typedef struct super_scales {
     int8_t integers[SUPER_MOST_GROUPS];
     int8_t codes[QK_K];
 } super_scales;
+
+typedef struct scale_kind {
+    int group;
+    code_set set;
+    const float *starts; /* of a group by itself */
+    int n_starts, n_steps;
+    float low, high;   /* of the integers */
+    const float *ends; /* sixteen: what the largest group scale is given at first */
+    float loose; /* further attempts are made where the error is more than so many times that of the groups by themselves */
+} scale_kind;
 
 /* The sixteen factors of the first try: the largest group scale is given the integer ends[i]. */
 LANES_INLINE float first_factor(const float *x, const float *w, int group, code_set set, const float *scales, float most_scale,
@@ -64,21 +87,20 @@ LANES_INLINE float choose_integers(const float *x, const float *w, int group, co
     return total;
 }
 
-/* `scales`: of each group by itself. Integers in [low, high]. */
-LANES_INLINE void super_scale_fit(const float *x, const float *w, int group, code_set set, const float *scales, float low,
-                                  float high, const float *ends, super_scales *out) {
-    memset(out, 0, sizeof *out);
-    const int n_groups = QK_K / group;
+/* From group scales to a factor and integers; `out` and `least` change where the error becomes smaller. */
+LANES_INLINE void try_scales(const float *x, const float *w, const scale_kind *kind, const float *scales, float *least,
+                             super_scales *out) {
+    const int n_groups = QK_K / kind->group;
     const float most_scale = extreme(scales, n_groups);
-    float d = 0, least = INFINITY, integers[SUPER_MOST_GROUPS];
+    float d = 0, integers[SUPER_MOST_GROUPS];
     if (most_scale != 0) {
-        d = round_f16(first_factor(x, w, group, set, scales, most_scale, low, high, ends));
+        d = round_f16(first_factor(x, w, kind->group, kind->set, scales, most_scale, kind->low, kind->high, kind->ends));
     }
     for (int round = 0; round < SUPER_ROUNDS && d != 0; round++) {
         float next;
-        const float error = choose_integers(x, w, group, set, scales, d, low, high, integers, &next);
-        if (error < least) {
-            least = error;
+        const float error = choose_integers(x, w, kind->group, kind->set, scales, d, kind->low, kind->high, integers, &next);
+        if (error < *least) {
+            *least = error;
             out->d = d;
             for (int g = 0; g < n_groups; g++) {
                 out->integers[g] = (int8_t)integers[g];
@@ -90,8 +112,30 @@ LANES_INLINE void super_scale_fit(const float *x, const float *w, int group, cod
         }
         d = next;
     }
+}
+
+LANES_INLINE void super_scale_fit(const float *x, const float *w, const scale_kind *kind, super_scales *out) {
+    const int group = kind->group, n_groups = QK_K / group;
+    float least = error_of_zeros(x, w), own = 0, unused = 0, scales[SUPER_MOST_GROUPS];
+    memset(out, 0, sizeof *out);
     for (int g = 0; g < n_groups; g++) {
-        scale_codes(x + g * group, group, set, out->d * (float)out->integers[g], out->codes + g * group);
+        scales[g] =
+            scale_fit(x + g * group, w + g * group, group, kind->set, kind->starts, kind->n_starts, kind->n_steps, &own);
+    }
+    try_scales(x, w, kind, scales, &least, out);
+    for (int attempt = 0; attempt < 2 && least > kind->loose * own; attempt++) {
+        float starts[16];
+        for (int i = 0; i < 16; i++) { /* the extreme value gets the lowest code, or the best of a few there */
+            const float code = kind->set.low + (float)(attempt * i);
+            starts[i] = code < kind->set.low / 2 ? code : kind->set.low;
+        }
+        for (int g = 0; g < n_groups; g++) {
+            scales[g] = scale_fit(x + g * group, w + g * group, group, kind->set, starts, 16, 2, &unused);
+        }
+        try_scales(x, w, kind, scales, &least, out);
+    }
+    for (int g = 0; g < n_groups; g++) {
+        scale_codes(x + g * group, group, kind->set, out->d * (float)out->integers[g], out->codes + g * group);
     }
 }
 
@@ -102,6 +146,14 @@ typedef struct super_affines {
     uint8_t scales[SUPER_MOST_GROUPS], minima[SUPER_MOST_GROUPS];
     int8_t codes[QK_K];
 } super_affines;
+
+typedef struct affine_kind {
+    int group;
+    float high, most;          /* the largest code, the largest integer */
+    const float (*starts)[32]; /* of a group by itself: two tables */
+    const float *ends;         /* sixteen for the largest scale, sixteen for the largest offset */
+    float loose;               /* as in scale_kind */
+} affine_kind;
 
 /* Sixteen pairs: the largest scale gets one of four integers, the largest offset one of four. */
 LANES_INLINE void first_factors(const float *x, const float *w, int group, float high, const affine *fits, float most_scale,
@@ -129,21 +181,22 @@ typedef struct factor_sums { /* for the least squares of d and dmin over a super
     lanes tt, tm, mm, xt, xm;
 } factor_sums;
 
-/* The best d and dmin: minimises sum w (x - d t + dmin m)^2. False where they are not determined or not positive. */
+/* The best d and dmin: minimises sum w (x - d t + dmin m)^2; `dmin` holds the one there is. False where no d is positive. */
 LANES_INLINE bool solve_factors(const factor_sums *s, float *d, float *dmin) {
     const double tt = (double)lanes_sum(s->tt), tm = (double)lanes_sum(s->tm), mm = (double)lanes_sum(s->mm);
     const double xt = (double)lanes_sum(s->xt), xm = (double)lanes_sum(s->xm);
     const double determinant = tt * mm - tm * tm;
-    if (mm == 0) {
-        *d = tt > 0 ? (float)(xt / tt) : 0;
-        return *d > 0;
+    if (determinant > 1e-6 * tt * mm) {
+        *d = (float)((xt * mm - xm * tm) / determinant);
+        *dmin = (float)((xt * tm - xm * tt) / determinant);
+        if (*d > 0 && *dmin > 0) {
+            return true;
+        }
+        *dmin = 0;
     }
-    if (!(determinant > 1e-6 * tt * mm)) {
-        return false;
-    }
-    *d = (float)((xt * mm - xm * tm) / determinant);
-    *dmin = (float)((xt * tm - xm * tt) / determinant);
-    return *d > 0 && *dmin > 0;
+    /* Not determined together (all t alike), or of a sign that cannot be stored: d alone, beside the dmin there is. */
+    *d = tt > 0 ? (float)((xt + (double)*dmin * tm) / tt) : 0;
+    return *d > 0;
 }
 
 /* For factors d and dmin: the best pair of integers of each group among the sixteen around its own; returns the error. */
@@ -182,27 +235,26 @@ LANES_INLINE float choose_pairs(const float *x, const float *w, int group, float
     return total;
 }
 
-/* `fits`: of each group by itself, offsets not positive. Integers in [0, most]. */
-LANES_INLINE void super_affine_fit(const float *x, const float *w, int group, float high, const affine *fits, float most,
-                                   const float *ends, super_affines *out) {
-    memset(out, 0, sizeof *out);
-    const int n_groups = QK_K / group;
-    float most_scale = 0, most_min = 0, d = 0, dmin = 0, least = INFINITY;
+/* As try_scales. Offsets of `fits` are not positive. */
+LANES_INLINE void try_affines(const float *x, const float *w, const affine_kind *kind, const affine *fits, float *least,
+                              super_affines *out) {
+    const int group = kind->group, n_groups = QK_K / group;
+    float most_scale = 0, most_min = 0, d = 0, dmin = 0;
     for (int g = 0; g < n_groups; g++) {
         most_scale = fits[g].scale > most_scale ? fits[g].scale : most_scale;
         most_min = -fits[g].low > most_min ? -fits[g].low : most_min;
     }
     if (most_scale > 0 || most_min > 0) {
-        first_factors(x, w, group, high, fits, most_scale, most_min, most, ends, &d, &dmin);
+        first_factors(x, w, group, kind->high, fits, most_scale, most_min, kind->most, kind->ends, &d, &dmin);
         d = round_f16(d);
         dmin = round_f16(dmin);
     }
     for (int round = 0; round < SUPER_ROUNDS && (d > 0 || dmin > 0); round++) {
         float scales[SUPER_MOST_GROUPS], minima[SUPER_MOST_GROUPS], next_d = d, next_min = dmin;
         factor_sums sums;
-        const float error = choose_pairs(x, w, group, high, fits, d, dmin, most, scales, minima, &sums);
-        if (error < least) {
-            least = error;
+        const float error = choose_pairs(x, w, group, kind->high, fits, d, dmin, kind->most, scales, minima, &sums);
+        if (error < *least) {
+            *least = error;
             out->d = d;
             out->dmin = dmin;
             for (int g = 0; g < n_groups; g++) {
@@ -221,8 +273,30 @@ LANES_INLINE void super_affine_fit(const float *x, const float *w, int group, fl
         d = next_d;
         dmin = next_min;
     }
+}
+
+LANES_INLINE void super_affine_fit(const float *x, const float *w, const affine_kind *kind, super_affines *out) {
+    const int group = kind->group, n_groups = QK_K / group;
+    float least = error_of_zeros(x, w), own = 0, unused = 0;
+    affine fits[SUPER_MOST_GROUPS];
+    memset(out, 0, sizeof *out);
     for (int g = 0; g < n_groups; g++) {
-        affine_codes(x + g * group, group, high, out->d * (float)out->scales[g], -(out->dmin * (float)out->minima[g]),
+        fits[g] = fit_pairs(x + g * group, w + g * group, group, kind->high, true, kind->starts, 2, 3, &own);
+    }
+    try_affines(x, w, kind, fits, &least, out);
+    for (int attempt = 0; attempt < 2 && least > kind->loose * own; attempt++) {
+        static const float below[16];
+        float above[16];
+        for (int i = 0; i < 16; i++) { /* the least value gets code 0, the largest the last code, or the best of a few there */
+            above[i] = (float)(attempt * i) < kind->high / 2 ? (float)(attempt * i) : 0;
+        }
+        for (int g = 0; g < n_groups; g++) {
+            fits[g] = affine_fit(x + g * group, w + g * group, group, kind->high, true, below, above, 16, 2, &unused);
+        }
+        try_affines(x, w, kind, fits, &least, out);
+    }
+    for (int g = 0; g < n_groups; g++) {
+        affine_codes(x + g * group, group, kind->high, out->d * (float)out->scales[g], -(out->dmin * (float)out->minima[g]),
                      out->codes + g * group);
     }
 }

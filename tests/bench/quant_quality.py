@@ -1,14 +1,12 @@
-"""lmi's encoders beside llama.cpp's: the error each leaves on the same tensors, and the time it takes.
+"""lmi's encoders beside llama.cpp's: the error each leaves on the same tensors, the time it takes, the models that result.
 
     python tests/bench/quant_quality.py                         all types, tensors of lmi-tiny and random ones
-    python tests/bench/quant_quality.py --speed Q4_K_M -r 5     256 MiB of float32, two threads, taking turns
     python tests/bench/quant_quality.py --tensors weights.npz   your own matrices
+    python tests/bench/quant_quality.py --speed Q4_K_M -r 5     256 MiB of float32, two threads, taking turns
+    python tests/bench/quant_quality.py --perplexity book.txt --tensors model-f32.gguf Q4_K_M Q2_K
 
-Errors are root mean squares, weighted by importance in the second half of a row; printed are ours over theirs, below 1 where
-ours
-is smaller. llama.cpp's quantizer is the `ggml_quantize_chunk` of llama-cpp-python (the extra `peers`), in this Python or in
-that of
-LMI_PEERS_PYTHON.
+Errors are root mean squares, weighted by importance where a name has a star; printed are ours over theirs, below 1 where ours
+is smaller. llama.cpp is llama-cpp-python (the extra `peers`), in this Python or in that of LMI_PEERS_PYTHON.
 """
 
 import argparse
@@ -29,6 +27,7 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "convert")]
 from lmi.quantize import dequantize, quantize, type_info  # noqa: E402
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+MIXES_READ = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 
 
 class Peer:
@@ -107,7 +106,7 @@ def ratios(peer: Peer, kind: str, tensors: dict[str, np.ndarray]) -> dict[str, f
             weights = importance_of(values.shape[1]) if weighted else None
             ours = error(values, quantize(values, kind, importance=weights), kind, weights)
             theirs = error(values, peer.quantize(values, kind, weights), kind, weights)
-            found[name + mark] = ours / theirs
+            found[name + mark] = ours / theirs if theirs else 1.0 if not ours else float("inf")
     return found
 
 
@@ -138,6 +137,33 @@ def compare_speed(peer: Peer, mix: str, rounds: int, threads: int, mebibytes: in
         print(f"{name:10} {mix}  {threads} threads  {n * 4 / 2**20:.0f} MiB  {middle:.2f} s  {n / middle / 1e6:.1f} M values/s")
 
 
+def compare_perplexity(source: Path, text: Path, mixes: list[str], n_tokens: int) -> None:
+    """The same file quantized by both, mix by mix, reading the same text inside the trained context."""
+    import json
+    import tempfile
+
+    from lmi_convert.mix import find_mix
+    from lmi_convert.requantize import requantize
+
+    def measure(path: Path) -> float:
+        options = ["--window", "448", "--max-tokens", str(n_tokens), "--json", "--quiet"]
+        command = [sys.executable, "-m", "lmi", "perplexity", str(path), str(text), *options]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)["nll"]
+
+    python = os.environ.get("LMI_PEERS_PYTHON", sys.executable)
+    program = ROOT / "tests" / "convert" / "peer_mixes.py"
+    exact = measure(source)
+    print(f"{source.name}: nll {exact:.4f}; what quantization adds:", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for mix in mixes:
+            ours, theirs = Path(folder, "lmi.gguf"), Path(folder, f"{mix}.gguf")
+            requantize(str(source), str(ours), mix, overwrite=True)
+            number = find_mix(mix).file_type
+            subprocess.run([python, str(program), str(source), folder, f"{mix}={number}"], check=True, capture_output=True)
+            print(f"{mix:8} lmi {measure(ours) - exact:+.4f}  llama.cpp {measure(theirs) - exact:+.4f}", flush=True)
+
+
 LAYER = (
     ("attn_q", 2048),
     ("attn_k", 512),
@@ -154,6 +180,8 @@ def main() -> int:
     parser.add_argument("types", nargs="*", default=TYPES)
     parser.add_argument("--tensors", type=Path, help="an .npz of float32 matrices, or a GGUF file")
     parser.add_argument("--speed", metavar="MIX")
+    parser.add_argument("--perplexity", metavar="TEXT", type=Path, help="of --tensors FILE.gguf in the mixes named")
+    parser.add_argument("-n", "--n-tokens", type=int, default=30000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--mib", type=int, default=256)
@@ -166,6 +194,11 @@ def main() -> int:
         return 1
     if args.speed:
         compare_speed(peer, args.speed, args.rounds, args.threads, args.mib)
+        return 0
+    if args.perplexity:
+        if args.tensors is None or args.tensors.suffix != ".gguf":
+            parser.error("--perplexity needs --tensors FILE.gguf, with weights that were not quantized before")
+        compare_perplexity(args.tensors, args.perplexity, args.types if args.types != TYPES else MIXES_READ, args.n_tokens)
         return 0
     tensors = random_tensors()
     source = args.tensors or ROOT / "models" / "lmi-tiny" / "lmi-tiny.gguf"

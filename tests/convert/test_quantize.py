@@ -78,12 +78,13 @@ def test_every_mix_runs(native, source: Path, tmp_path: Path, mix: str) -> None:
         assert np.isfinite(session.logits()).all()
 
 
-def test_the_same_bytes_every_time(native, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", ["Q5_K_M", "Q2_K", "Q4_0"])
+def test_the_same_bytes_every_time(native, source: Path, tmp_path: Path, mix: str) -> None:
     files = []
-    for i, threads in enumerate((1, 2, 5)):
-        requantize(str(source), str(tmp_path / f"{i}.gguf"), "Q5_K_M", threads=threads)
+    for i, threads in enumerate((1, 2, 3, 2)):
+        requantize(str(source), str(tmp_path / f"{i}.gguf"), mix, threads=threads)
         files.append((tmp_path / f"{i}.gguf").read_bytes())
-    assert files[0] == files[1] == files[2]
+    assert files[0] == files[1] == files[2] == files[3]
 
 
 def test_from_quantized_and_back_to_floats(native, source: Path, tmp_path: Path) -> None:
@@ -114,6 +115,16 @@ def test_command(native, source: Path, tmp_path: Path) -> None:
     done = lmi(source, "-o", tmp_path / "none.gguf", "--dry-run")
     assert done.returncode == 0 and "blk.0.attn_q.weight" in done.stdout and not (tmp_path / "none.gguf").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.gguf"]
+
+
+def test_what_is_not_done_as_asked_is_said(native, source: Path, tmp_path: Path) -> None:
+    done = lmi(source, "-o", tmp_path / "q.gguf", "--dry-run", "--tensor-type", "atn_v=Q8_0", "--tensor-type", "attn_v=Q8_0")
+    assert done.returncode == 0 and "atn_v=Q8_0: no tensor has such a name" in done.stderr and "whole blocks" not in done.stderr
+    assert "attn_v=Q8_0: no" not in done.stderr
+    odd = tmp_path / "odd.gguf"
+    tiny_models.make_llama(odd, **SIZES | {"n_ff": 288})
+    done = lmi(odd, "-o", tmp_path / "q.gguf", "--dry-run", "-q", "Q4_K_M")
+    assert "rows of 4 tensors are not whole blocks of Q4_K: they get Q5_0, Q8_0" in done.stderr, done.stderr
 
 
 def test_refusals(native, source: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from lmi.quantize import dequantize, quantize, type_info
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-# Root mean square error over the root mean square of normal values: what the bits allow. llama.cpp's encoders leave 2 to 15 %
-# more.
+# Root mean square error over the root mean square of normal values, and 1 to 4 % above it (9 % for Q6_K). llama.cpp's encoders
+# leave 2 to 15 % more than ours.
 BARS = {
-    "Q2_K": 0.261, "Q3_K": 0.147, "Q4_0": 0.0830, "Q4_1": 0.0700, "Q4_K": 0.0720, "Q5_0": 0.0415, "Q5_1": 0.0337,
+    "Q2_K": 0.275, "Q3_K": 0.147, "Q4_0": 0.0830, "Q4_1": 0.0700, "Q4_K": 0.0720, "Q5_0": 0.0415, "Q5_1": 0.0337,
     "Q5_K": 0.0350, "Q6_K": 0.0183, "Q8_0": 0.0050, "IQ4_NL": 0.0755, "IQ4_XS": 0.0760, "MXFP4": 0.1130,
 }  # fmt: skip
 
@@ -60,22 +60,32 @@ def test_importance_lowers_the_weighted_error(native, kind: str) -> None:
     assert weighted < plain * (1.0 if kind == "MXFP4" else 0.97)
 
 
-@pytest.mark.parametrize("kind", [k for k in BARS if k != "MXFP4"])
+@pytest.mark.parametrize("kind, least", [("Q2_K", 0.955), ("Q3_K", 0.985), ("Q4_0", 0.995)])
+def test_coarse_codes_do_not_shrink_a_matrix(native, kind: str, least: float) -> None:
+    """The best scale for the plain squared error leaves 0.93, 0.979, 0.993 of it: such errors all point the same way."""
+    x = normal()
+    assert least < float(np.sum(x * dequantize(quantize(x, kind), kind), dtype=np.float64)) / rms(x) ** 2 / x.size < 1
+
+
+@pytest.mark.parametrize("kind", BARS)
 def test_never_worse_than_llama_cpp(native, kind: str) -> None:
-    from quant_quality import Peer, random_tensors, ratios
+    from quant_quality import ROOT, Peer, random_tensors, ratios, trained_tensors
 
     peer = Peer.find()
     if peer is None:
         pytest.skip("no llama-cpp-python here: pip install '.[peers]', or name its Python in LMI_PEERS_PYTHON")
-    for name, ratio in ratios(peer, kind, random_tensors(32, 512)).items():
+    tensors = random_tensors(32, 512) | trained_tensors(ROOT / "models" / "lmi-tiny" / "lmi-tiny.gguf")
+    if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):  # many scales serve such a group, and all must be of a kind
+        tensors["near 0.5"] = 0.5 + normal(16) / 200
+    for name, ratio in ratios(peer, kind, tensors).items():
         assert ratio <= 1, (name, ratio)
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0", "IQ4_XS", "BF16"])
+@pytest.mark.parametrize("kind", [*BARS, "BF16"])
 def test_threads_and_runs_do_not_matter(native, kind: str) -> None:
     x = normal(33, 2048)
     first = quantize(x, kind, threads=1)
-    for threads in (1, 2, 5):
+    for threads in (1, 2, 3):
         assert np.array_equal(first, quantize(x, kind, threads=threads))
     found = []  # several callers at once
     callers = [threading.Thread(target=lambda: found.append(quantize(x, kind, threads=2))) for _ in range(3)]

@@ -20,7 +20,7 @@ static const struct {
 };
 enum { N_BUILT = sizeof built / sizeof *built };
 
-typedef enum kind { NORMAL, HEAVY, SMALL_STEPS, SPARSE, POSITIVE, TINY, LARGE, CONSTANT, ZERO, N_KINDS } kind;
+typedef enum kind { NORMAL, HEAVY, SMALL_STEPS, SPARSE, POSITIVE, FAINT, TINY, LARGE, CONSTANT, ZERO, N_KINDS } kind;
 
 static void fill(kind k, float *x, int n, uint64_t *seed) {
     for (int i = 0; i < n; i++) {
@@ -30,6 +30,7 @@ static void fill(kind k, float *x, int n, uint64_t *seed) {
                : k == SMALL_STEPS ? (float)(0.5 + 1e-4 * v)
                : k == SPARSE      ? (check_uniform(seed) < 0.03 ? (float)v : 0.0f)
                : k == POSITIVE    ? (float)(0.1 * fabs(v) + 0.01)
+               : k == FAINT       ? (float)(1e-6 * v) /* binary16 has few numbers there */
                : k == TINY        ? (float)(1e-9 * v)
                : k == LARGE       ? (float)(15000 * (v > 4    ? 4
                                                      : v < -4 ? -4

@@ -47,8 +47,7 @@ def quantize(
       IQ4_NL IQ4_XS, the older Q5_1 Q5_0 Q4_1 Q4_0, and MXFP4 (experts only)
 
     A mix gives most weights the type of its name and some that matter more a larger one. The last --tensor-type that matches
-    wins.
-    The file is written whole or not at all.
+    wins. The file is written whole or not at all.
     """
     from lmi_convert.importance import read_importance
     from lmi_convert.mix import find_mix, parse_override
@@ -75,9 +74,15 @@ def quantize(
         if plan.without_importance:
             names = ", ".join(plan.without_importance[:3]) + (", ..." if len(plan.without_importance) > 3 else "")
             console.note(f"no importance for {len(plan.without_importance)} tensors: {names}")
+        for text, override in zip(tensor_types, overrides):
+            if not any(override.pattern.search(t.name) for t, _ in plan.changes):
+                console.warn(f"--tensor-type {text}: no tensor has such a name", "--dry-run lists the names")
+        if plan.unfit:
+            kinds = ", ".join(sorted({kind for t, kind in plan.changes if t.name in plan.unfit}))
+            console.note(f"rows of {len(plan.unfit)} tensors are not whole blocks of {mix.kind}: they get {kinds}")
         for path in stale_partials(output):
             console.warn(f"left behind by a run that was killed: {path}", "It can be removed")
-        console.note(f"{model}: {human_bytes(source_bytes)} -> {mix.name}, {human_bytes(plan.n_bytes)}  {_types(plan)}")
+        console.note(f"{model}: {human_bytes(source_bytes)} -> {mix.name}, {human_bytes(plan.n_bytes)} ({_types(plan)})")
         if dry_run:
             for t, kind in plan.changes:
                 shape = " x ".join(map(str, reversed(t.shape)))
