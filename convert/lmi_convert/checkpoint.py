@@ -2,8 +2,7 @@
 
 A folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or (only with `allow_pickle`) PyTorch's
 `.bin` files. Nothing is read before it is asked for, and then only the rows that are asked for: what a tensor needs in memory
-is
-the caller's to choose.
+is the caller's to choose.
 
 Headers are checked as strictly as a GGUF file's: sizes against the file, ranges against each other, every dtype known.
 """
@@ -12,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from lmi.errors import FileFormatError, UnsupportedModel
 
 LARGEST_HEADER = 100_000_000  # bytes; as the safetensors library has it
 LARGEST_JSON = 256 << 20
+LONGEST_NAME = 500  # of a tensor, in characters
 DEEPEST_JSON = 64
 SCALE_BLOCK = 128  # F8 weights come with one scale for so many rows and columns
 
@@ -130,6 +132,8 @@ class Checkpoint:
         listed = read_json(self.folder / index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()) or not listed:
             raise FileFormatError(f"{index}: weight_map is not a table of names", "Download the folder again")
+        for name in listed:
+            require_name(name, index)
         files = sorted(set(listed.values()))
         for name in files:
             self._inside(index, name)
@@ -141,8 +145,8 @@ class Checkpoint:
 
     def _inside(self, index: str, name: str) -> None:
         """A shard is a plain name in the folder. What the name links to may lie elsewhere: caches of downloads are made so."""
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise FileFormatError(f"{index} names a file outside the folder: {name!r}", "Do not use this checkpoint")
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+            raise FileFormatError(f"{index} names a file outside the folder: {shown(name)}", "Do not use this checkpoint")
 
     def _require_listed(self, index: str, listed: dict[str, str]) -> None:
         missing = sorted(set(listed) - set(self.sources))
@@ -195,18 +199,37 @@ class Checkpoint:
         names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         names |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL", torch.int8: "I8"}
         for name, t in loaded.items():
-            if not isinstance(name, str) or not isinstance(t, torch.Tensor) or t.dtype not in names:
+            require_name(name, file)
+            if not isinstance(t, torch.Tensor) or t.dtype not in names:
                 raise FileFormatError(
-                    f"{file}: {str(name)[:80]!r} is not a tensor of a known type", "Convert it to safetensors first"
+                    f"{file}: {shown(name)} is not a tensor of a known type", "Convert it to safetensors first"
                 )
             self._add(_of_torch(name, names[t.dtype], t), file)
 
 
 def require_folder(folder: Path) -> None:
     if not folder.exists():
-        raise FileFormatError(f"no such folder: {folder}", "Give the folder of a Hugging Face checkpoint")
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
+        raise FileFormatError(
+            f"no such folder: {folder}",
+            f"If it is a name on the Hub, download it first: hf download {folder} --local-dir {folder.name}"
+            if hub
+            else "Give the folder of a Hugging Face checkpoint",
+        )
     if not folder.is_dir():
-        raise FileFormatError(f"{folder} is not a folder", "Give the folder that holds config.json and the .safetensors files")
+        gguf = folder.suffix.lower() == ".gguf"
+        raise FileFormatError(
+            f"{folder} is not a folder",
+            "To give a GGUF file other types: lmi quantize"
+            if gguf
+            else "Give the folder that holds config.json and the .safetensors files",
+        )
+
+
+def require_name(name, file: str) -> None:
+    """Names of tensors go into messages, which go to terminals."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise FileFormatError(f"{file}: {shown(name)} is not the name of a tensor", "Do not use this checkpoint")
 
 
 def safetensors_header(fd: int, size: int, file: str) -> list[tuple[str, str, tuple[int, ...], int, int]]:
@@ -225,9 +248,10 @@ def safetensors_header(fd: int, size: int, file: str) -> list[tuple[str, str, tu
     table.pop("__metadata__", None)
     found = []
     for name, entry in table.items():
-        if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
-            kind = entry.get("dtype") if isinstance(entry, dict) else None
-            raise UnsupportedModel(f"{file}: tensor {name} is of the type {kind!r}", f"Readable: {', '.join(DTYPES)}")
+        require_name(name, file)
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise UnsupportedModel(f"{file}: tensor {name} is of the type {shown(kind)}", f"Readable: {', '.join(DTYPES)}")
         shape, range_ = entry.get("shape"), entry.get("data_offsets")
         if not _naturals(shape) or not _naturals(range_) or len(range_) != 2 or len(shape) > 8:
             raise FileFormatError(f"{file}: the place of tensor {name} makes no sense", remedy)
@@ -325,11 +349,20 @@ _E4M3 = _e4m3_values()
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file that may be hostile: bounded in size and depth, no name twice."""
+    return parse_json(read_bytes(path), path.name)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A small file, whole."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise FileFormatError(f"{path} has {size:,} bytes, more than {LARGEST_JSON:,}", "Check where it comes from")
-        return parse_json(path.read_bytes(), path.name)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileFormatError(f"{path} is not a regular file", "Give the folder of a Hugging Face checkpoint")
+        if found.st_size > LARGEST_JSON:
+            raise FileFormatError(
+                f"{path} has {found.st_size:,} bytes, more than {LARGEST_JSON:,}", "Check where it comes from"
+            )
+        return path.read_bytes()
     except FileNotFoundError:
         raise FileFormatError(f"{path} is missing", "Give the folder of a Hugging Face checkpoint, downloaded whole") from None
     except OSError as e:
@@ -342,7 +375,7 @@ def parse_json(data: bytes, file: str) -> dict:
         if len(table) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1) if len(names) < 10_000 else "a name"
-            raise FileFormatError(f"{file}: {twice!r} stands in it twice", "Download it again")
+            raise FileFormatError(f"{file}: {shown(twice)} stands in it twice", "Download it again")
         return table
 
     if _too_deep(data):
@@ -353,7 +386,15 @@ def parse_json(data: bytes, file: str) -> dict:
         raise FileFormatError(f"{file} is not JSON: {' '.join(str(e).split())[:200]}", "Download it again") from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{file} is not a JSON object", "Download it again")
+    if _SURROGATE.search(data):  # one half of a pair is no character, and cannot be written
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise FileFormatError(f"{file} has half a character in a text (\\ud800 to \\udfff)", "Download it again") from None
     return value
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 _BRACKETS = np.zeros(256, np.int8)
@@ -386,3 +427,9 @@ def _depth_exceeds(data: bytes) -> bool:
             return True
         depth += int(steps[-1]) if len(steps) else 0
     return False
+
+
+def shown(value, most: int = 60) -> str:
+    """A value of a file in a message: on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "..."

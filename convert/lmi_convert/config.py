@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from lmi.errors import FileFormatError, UnsupportedModel
 
-from lmi_convert.checkpoint import read_json
+from lmi_convert.checkpoint import read_json, shown
 
 _NONE = object()
 
@@ -54,7 +53,7 @@ class Config:
         value = self.get(*names)
         if value is None:
             return self._absent(names, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:  # NaN is not, either
             raise self._wrong(names, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -74,9 +73,10 @@ class Config:
 
     def reals(self, name: str, n: int) -> list[float]:
         value = self.get(name)
-        good = isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) and v > 0 for v in value)
+        good = isinstance(value, list) and all(type(v) in (int, float) and 1e-6 <= v <= 1e9 for v in value)
         if not good or len(value) != n:
-            raise self._wrong((name,), f"a list of {len(value)}" if isinstance(value, list) else value, f"{n} positive numbers")
+            found = f"a list of {len(value)}" if isinstance(value, list) else value
+            raise self._wrong((name,), found, f"{n} numbers from 1e-06 to 1e+09")
         return [float(v) for v in value]
 
     def require(self, *names: str, allowed: tuple, default, why: str) -> None:
@@ -84,7 +84,7 @@ class Config:
         value = self.get(*names, default=default)
         if value not in allowed:
             raise UnsupportedModel(
-                f"{self.file}: {names[0]} is {value!r}: {why}", f"Supported: {', '.join(map(repr, allowed))}"
+                f"{self.file}: {names[0]} is {shown(value)}: {why}", f"Supported: {', '.join(map(repr, allowed))}"
             )
 
     def rope(self, layers: str = "full_attention") -> Config:
@@ -110,4 +110,4 @@ class Config:
 
     def _wrong(self, names: tuple, value, wanted: str) -> FileFormatError:
         name = next((n for n in names if self.values.get(n) is not None), names[0])
-        return FileFormatError(f"{self.file}: {name} is {str(value)[:60]!s}, not {wanted}", "Download config.json again")
+        return FileFormatError(f"{self.file}: {name} is {shown(value)}, not {wanted}", "Download config.json again")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from lmi_convert.family import Build, Entry, Family, Weights
 from lmi_convert.importance import Importance, read_importance
 from lmi_convert.matrix import Matrix
 from lmi_convert.mix import Override, Shape, choose, find_mix, parse_override
-from lmi_convert.vocab import Vocabulary, check_pre, read_vocabulary
+from lmi_convert.tokens import Vocabulary
+from lmi_convert.vocab import check_pre, read_vocabulary
 from lmi_convert.writer import Tensor, Value, f32, file_bytes, i32, require_writable, string, u32, write
 
 AS_IT_IS = "auto"  # the type that the checkpoint's own weights have
@@ -81,6 +82,8 @@ def convert(
         find_mix(quant)
     if pre is not None:
         check_pre(pre)
+    if name is not None and not name.isprintable():
+        raise InvalidArgument(f"the name {name!a} cannot be written", "Take letters, digits and signs")
     importance = read_importance(os.fspath(imatrix)) if imatrix is not None else None
     if not dry_run:
         require_writable(output, overwrite=overwrite)
@@ -98,15 +101,25 @@ def convert(
         if plan:
             plan(report)
         if not dry_run:
-            total = report.n_bytes
-            write(
-                output,
-                keys,
-                tensors,
-                overwrite=overwrite,
-                progress=(lambda tensor, done: progress(done, total)) if progress else None,
-            )
+            write(output, keys, _watched(tensors, progress, report.n_bytes) if progress else tensors, overwrite=overwrite)
         return report
+
+
+def _watched(tensors: list[Tensor], progress: Callable[[int, int], object], total: int) -> list[Tensor]:
+    """The same tensors; `progress` hears of every piece of them that has been written."""
+    done = total - sum(t.n_bytes for t in tensors)
+
+    def watched(t: Tensor) -> Callable[[], Iterator]:
+        def data() -> Iterator:
+            nonlocal done
+            for piece in t.data():
+                yield piece
+                done += memoryview(piece).nbytes
+                progress(done, total)
+
+        return data
+
+    return [replace(t, data=watched(t)) for t in tensors]
 
 
 @dataclass(frozen=True)
@@ -252,7 +265,7 @@ def _require_finite(values: np.ndarray, dtype: str, matrix: Matrix, first_row: i
 
 def general_keys(family: Family, build: Build, quant: str, folder: Path, name: str | None) -> dict[str, Value]:
     keys = {"general.architecture": string(family.architecture), "general.type": string("model")}
-    keys["general.name"] = string(name or _name(folder, build.config))
+    keys["general.name"] = string(name or _name(folder, build.config).encode("utf-8", "replace"))
     keys["general.size_label"] = string(human_count(_parameters(build)).replace(" ", ""))
     keys |= _sampling(folder)
     keys["general.file_type"] = u32(find_mix(quant).file_type)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from lmi.errors import FileFormatError, UnsupportedModel
 
-from lmi_convert.checkpoint import FLOATS, SCALE_BLOCK, Checkpoint, Source
+from lmi_convert.checkpoint import FLOATS, SCALE_BLOCK, Checkpoint, Source, shown
 from lmi_convert.config import Config
 from lmi_convert.matrix import Matrix, constant, rows_of, stacked
 from lmi_convert.writer import Value, boolean, f32, string, u32
@@ -112,9 +112,8 @@ class Weights:
                 blocks = tuple(-(-d // SCALE_BLOCK) for d in source.shape)
                 if found.shape not in ((), (1,), blocks) or found.dtype not in FLOATS:
                     raise UnsupportedModel(
-                        f"tensor {name} has the shape {_shape(found.shape)}; F8 weights are read with one scale, or one "
-                        f"for each "
-                        f"block of {SCALE_BLOCK} x {SCALE_BLOCK} ({_shape(blocks)})",
+                        f"tensor {name} has the shape {_shape(found.shape)}; F8 weights are read with one scale, or one for "
+                        f"each block of {SCALE_BLOCK} x {SCALE_BLOCK} ({_shape(blocks)})",
                         "Take the checkpoint in BF16",
                     )
                 self._used.add(name)
@@ -202,17 +201,32 @@ class Build:
     def rms_norm(self, *names: str, default: float = 1e-6) -> None:
         self.key(
             "attention.layer_norm_rms_epsilon",
-            f32(self.config.real(*(names or ("rms_norm_eps",)), default=default, high=0.999)),
+            f32(self.config.real(*(names or ("rms_norm_eps",)), default=default, low=1e-30, high=0.999)),
         )
 
     def layer_norm(self, *names: str, default: float = 1e-5) -> None:
-        self.key("attention.layer_norm_epsilon", f32(self.config.real(*names, default=default, high=0.999)))
+        self.key("attention.layer_norm_epsilon", f32(self.config.real(*names, default=default, low=1e-30, high=0.999)))
 
-    def rope(self, n_rot: int, *, theta: float = 10000.0, layers: str = "full_attention") -> Config:
-        """The rotary embedding: base, rotated values, and the usual ways of stretching it."""
+    def rope(
+        self, n_rot: int, *, theta: float = 10000.0, layers: str = "full_attention", stretched: tuple[str, ...] = ()
+    ) -> Config:
+        """The rotary embedding: base, rotated values, and the usual ways of stretching it. `stretched`: those that the family
+        itself sees to."""
         p = self.config.rope(layers)
+        if not 2 <= n_rot <= self.sizes.head_dim or n_rot % 2:
+            raise FileFormatError(
+                f"{self.config.file}: {n_rot} of the {self.sizes.head_dim} values of a head turn, not a number of pairs",
+                "Download config.json again",
+            )
+        part = p.real("partial_rotary_factor", default=0.0, high=1.0)
+        if part and int(part * self.sizes.head_dim) != n_rot:
+            raise UnsupportedModel(
+                f"{p.file}: partial_rotary_factor is {part:g}: in the family {self.architecture!r} "
+                f"{n_rot} of {self.sizes.head_dim} values of a head turn",
+                "A GGUF file of this family has no place for it",
+            )
         self.key("rope.dimension_count", u32(n_rot))
-        base = p.real("rope_theta", default=theta, low=1e-3, high=1e15)
+        base = p.real("rope_theta", default=theta, low=1.001, high=1e15)
         self.key("rope.freq_base", f32(base))
         kind = p.get("rope_type")
         if kind == "linear":
@@ -224,9 +238,9 @@ class Build:
             self.add("rope_freqs.weight", constant(llama3_factors(p, base, n_rot)), exact=True)
         elif kind == "dynamic":
             self.notes.append("dynamic rope scaling left out: it begins beyond the trained context, which a window never is")
-        elif kind not in ("default", "longrope", "su"):
+        elif kind not in ("default", *stretched):
             raise UnsupportedModel(
-                f"{p.file}: rope_type is {kind!r}", "Supported: default, linear, llama3, longrope (phi3), yarn"
+                f"{p.file}: rope_type is {shown(kind)}", "Supported: default, linear, llama3, longrope (phi3), yarn"
             )
         return p
 
@@ -241,14 +255,14 @@ class Build:
             return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
         # Who reads the file multiplies by 1 + 0.1 ln(factor), so the key is what is left after that.
-        wanted = p.real("attention_factor", "attn_factor", default=0.0)
+        wanted = p.real("attention_factor", "attn_factor", default=0.0, low=0.01, high=100.0)
         if not wanted and p.get("mscale") and p.get("mscale_all_dim"):
-            wanted = magnitude(p.real("mscale")) / magnitude(p.real("mscale_all_dim"))
+            wanted = magnitude(p.real("mscale", high=100.0)) / magnitude(p.real("mscale_all_dim", high=100.0))
         if wanted and abs(wanted / magnitude(1.0) - 1) > 1e-6:
             self.key("rope.scaling.attn_factor", f32(wanted / magnitude(1.0)))
         for name in ("beta_fast", "beta_slow"):
             if p.get(name) is not None:
-                self.key(f"rope.scaling.yarn_{name}", f32(p.real(name)))
+                self.key(f"rope.scaling.yarn_{name}", f32(p.real(name, low=1e-3, high=1e6)))
         if not p.flag("truncate", default=True):
             self.key("rope.scaling.yarn_truncate", boolean(False))
 
@@ -279,8 +293,7 @@ class Build:
         self, name: str, *shape: int, order=None, ranges=None, change=None, result: tuple[int, ...] | None = None
     ) -> Matrix:
         """A tensor of the checkpoint with exactly this shape. `order`: as `adjacent_pairs` gives it; `ranges`, `change`,
-        `result`
-        (the shape then): as `rows_of` takes them."""
+        `result` (the shape then): as `rows_of` takes them."""
         source = self.weights.source(name, shape)
         scales = self.weights.scales(source)
         if order is not None:
@@ -382,6 +395,8 @@ def llama3_factors(p: Config, base: float, n_rot: int) -> list[float]:
     """What each frequency is divided by: long waves by `factor`, short ones by 1, in between a mixture (Llama 3.1)."""
     factor = p.real("factor", low=1.0, high=1e6)
     low, high = p.real("low_freq_factor", low=1e-6), p.real("high_freq_factor", low=1e-6)
+    if not low < high:
+        raise FileFormatError(f"{p.file}: low_freq_factor is not below high_freq_factor", "Download config.json again")
     original = p.integer("original_max_position_embeddings")
     found = []
     for i in range(n_rot // 2):

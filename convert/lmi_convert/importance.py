@@ -54,12 +54,14 @@ def read_importance(path: str) -> Importance:
         with open(path, "rb") as f:
             found = _read_gguf(path) if f.read(4) == b"GGUF" else _read_old(path, size)
     except OSError as e:
-        raise FileFormatError(f"cannot read the importance matrix {path}: {e.strerror or e}") from None
+        raise FileFormatError(
+            f"cannot read the importance matrix {path}: {e.strerror or e}", "lmi imatrix makes such a file"
+        ) from None
     for name, values in found.columns.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise FileFormatError(f"the importance matrix {path} has negative or infinite values for {name}", "Make it again")
     if not found.columns:
-        raise FileFormatError(f"the importance matrix {path} is empty")
+        raise FileFormatError(f"{path} holds no importance matrix", "lmi imatrix makes such a file")
     return found
 
 

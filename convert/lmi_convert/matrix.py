@@ -132,8 +132,7 @@ def joined(parts: Sequence[Matrix]) -> Matrix:
 
 def adjacent_pairs(heads: int) -> Callable[[Matrix | Source], list]:
     """Hugging Face's q and k hold, per head, first the first halves of all rotated pairs, then the second; files of `llama`
-    hold
-    pair after pair. This is the order of rows of one head that makes the latter from the former."""
+    hold pair after pair. This is the order of rows of one head that makes the latter from the former."""
 
     def change(rows: np.ndarray) -> np.ndarray:
         half = rows.shape[0] // 2

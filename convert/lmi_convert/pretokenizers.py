@@ -7,6 +7,10 @@ made by `fingerprint` from the published definitions; a test makes it again and 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 
 TEXT = (
     "Hello world!  I'm sure they'll've DON'T'VE I'LL it's 'Sam's\t\ttabs\n\n  two\r\n \n\nlines   end  \n"
@@ -48,6 +52,49 @@ def fingerprint(pieces: list[str]) -> str:
 def pieces_of(pre_tokenizer) -> list[str]:
     """What one of the `tokenizers` library makes of the text."""
     return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(TEXT)]
+
+
+class NotCut(Exception):
+    """The library cannot make a pre-tokenizer of this, or it does not come to an end."""
+
+
+def pieces_apart(tokenizer: dict) -> list[str]:
+    """What the pre-tokenizer of a tokenizer.json makes of the text, found out in another process: its patterns may be made to
+    run for hours or to end the process that they run in."""
+    # The vocabulary is left out: what cuts a text does not need it, and large ones take seconds.
+    small = {k: v for k, v in tokenizer.items() if k in ("version", "normalizer", "pre_tokenizer")}
+    small |= {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    given = json.dumps({"path": sys.path, "tokenizer": json.dumps(small), "text": TEXT})
+    environment = {**os.environ, "RUST_BACKTRACE": "0"}
+    try:
+        command = [sys.executable, "-I", "-c", _PROGRAM]
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=LONGEST, env=environment)
+    except subprocess.TimeoutExpired:
+        raise NotCut(f"a text of {len(TEXT):,} characters takes it more than {LONGEST} s") from None
+    except OSError as e:
+        raise NotCut(f"no other process can be started: {e.strerror}") from None
+    if done.returncode:
+        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        last = "".join(c if c.isprintable() else "?" for c in last)
+        raise NotCut(last.removeprefix("pyo3_runtime.PanicException: ").removeprefix("Exception: ")[:200])
+    return json.loads(done.stdout)
+
+
+LONGEST = 20  # seconds; known ones take a few milliseconds
+_PROGRAM = """
+import json, sys
+given = json.load(sys.stdin.buffer)
+sys.path[:] = given["path"]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+except (ImportError, ValueError, OSError):
+    pass
+from tokenizers import Tokenizer
+cutter = Tokenizer.from_str(given["tokenizer"]).pre_tokenizer
+pieces = [given["text"]] if cutter is None else [piece for piece, _ in cutter.pre_tokenize_str(given["text"])]
+json.dump(pieces, sys.stdout)
+"""
 
 
 def identify(pieces: list[str], ignore_merges: bool) -> str | None:

@@ -1,8 +1,7 @@
 """What lies in a GGUF file: its keys as bytes to pass on, its tensors to read in parts.
 
-`open_stored` trusts nothing: every count and extent is compared with the size of the file before it is used. It reads all
-parts of
-a split file (`-00001-of-00003.gguf`).
+`open_stored` trusts nothing: every count and extent is compared with the size of the file before it is used. It reads all parts
+of a split file (`-00001-of-00003.gguf`).
 """
 
 from __future__ import annotations

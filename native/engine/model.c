@@ -186,6 +186,7 @@ lmi_status lmi_model_open(const char *path, const lmi_model_options *options, lm
     arena_open(&m->memory);
     status = open_parts(m, path, options, error);
     if (status != LMI_OK) {
+        shards_explain(&m->shards, error);
         lmi_model_close(m);
         return status;
     }

@@ -32,6 +32,20 @@ static lmi_status read_split(const gguf *file, int64_t *number, int64_t *count, 
     return status;
 }
 
+/* Puts the name of the file, without its folder, before a message that is about one of several. */
+static void name_file(const char *path, lmi_error *error) {
+    if (error == NULL) {
+        return;
+    }
+    const lmi_error found = *error;
+    const char *slash = strrchr(path, '/');
+    fail(error, found.status, "%s: %s", slash == NULL ? path : slash + 1, found.message);
+    error->offset = found.offset;
+    if (found.remedy[0] != '\0') {
+        remedy(error, "%s", found.remedy);
+    }
+}
+
 static lmi_status open_shard(const char *path, bool map, int64_t number, int64_t count, model_shards *shards,
                              lmi_error *error) {
     file_view *view = &shards->views[shards->n];
@@ -49,9 +63,12 @@ static lmi_status open_shard(const char *path, bool map, int64_t number, int64_t
     if (status == LMI_OK) {
         status = read_split(*file, &its_number, &its_count, error);
     }
-    if (status == LMI_OK && (its_number != number - 1 || its_count != count)) {
-        return fail(error, LMI_BAD_FORMAT, "%s says that it is file %lld of %lld", path, (long long)its_number + 1,
-                    (long long)its_count);
+    if (status != LMI_OK) {
+        name_file(path, error);
+    } else if (its_number != number - 1 || its_count != count) {
+        status = fail(error, LMI_BAD_FORMAT, "%s says that it is file %lld of %lld", path, (long long)its_number + 1,
+                      (long long)its_count);
+        remedy(error, "Give the files of the model the names that they were published with.");
     }
     return status;
 }
@@ -89,10 +106,16 @@ lmi_status shards_open(const char *path, bool map, gguf *first, model_shards *sh
         status = gguf_get_int(first, "split.tensors.count", GGUF_OPTIONAL, 0, INT64_MAX, &n_tensors, error);
     }
     if (status == LMI_OK && n_tensors != first->n_tensors) {
-        return fail(error, LMI_BAD_FORMAT, "the files hold %lld tensors, not the %lld that the first one announces",
-                    (long long)first->n_tensors, (long long)n_tensors);
+        status = fail(error, LMI_BAD_FORMAT, "the files hold %lld tensors, not the %lld that the first one announces",
+                      (long long)first->n_tensors, (long long)n_tensors);
     }
     return status;
+}
+
+void shards_explain(const model_shards *shards, lmi_error *error) {
+    if (shards->n > 0 && error != NULL && error->status == LMI_BAD_FORMAT && error->remedy[0] == '\0') {
+        remedy(error, "The model lies in %lld files: take all of them from the same download.", (long long)shards->n + 1);
+    }
 }
 
 void shards_close(model_shards *shards) {

@@ -14,6 +14,8 @@ typedef struct model_shards {
 /* Opens what belongs to the file at `path` and adds its tensors to those of `first`. Nothing to do for a whole model. On
  * failure what was opened is still the caller's to close. */
 lmi_status shards_open(const char *path, bool map, gguf *first, model_shards *shards, lmi_error *error);
+/* Adds to an error about the joined file, where it has no remedy, that the files may not belong together. */
+void shards_explain(const model_shards *shards, lmi_error *error);
 void shards_close(model_shards *shards);
 
 #endif

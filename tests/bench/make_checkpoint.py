@@ -3,8 +3,7 @@
     python make_checkpoint.py config.json FOLDER [--vocabulary FILE ...] [--shard-bytes N]
 
 `--vocabulary`: tokenizer files to copy into the folder, NAME=FILE to copy under another name. For measuring the converter on
-real
-shapes: what such a model writes means nothing.
+real shapes: what such a model writes means nothing.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Quantizes a file to every mix named with llama.cpp: peer_mixes.py IN FOLDER NAME=NUMBER... writes FOLDER/NAME.gguf."""
+"""Quantizes a file to every mix named with llama.cpp: peer_mixes.py IN FOLDER NAME=NUMBER... writes FOLDER/NAME.gguf.
+
+Given the first of several files it writes as many: FOLDER/NAME-00001-of-0000N.gguf and so on.
+"""
 
 import ctypes
 import sys
@@ -14,5 +17,7 @@ for mix in mixes:
     options = llama_cpp.llama_model_quantize_default_params()
     options.nthread = 1
     options.ftype = int(number)
-    if llama_cpp.llama_model_quantize(source.encode(), f"{folder}/{name}.gguf".encode(), ctypes.byref(options)):
+    options.keep_split = "-00001-of-" in source
+    path = f"{folder}/{name}" + ("" if options.keep_split else ".gguf")
+    if llama_cpp.llama_model_quantize(source.encode(), path.encode(), ctypes.byref(options)):
         sys.exit(f"llama.cpp does not quantize to {name}")

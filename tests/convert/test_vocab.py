@@ -5,12 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import lmi
 import pytest
 from lmi.errors import FileFormatError, UnsupportedModel
 from lmi_convert import pretokenizers
 from lmi_convert.config import Config
-from lmi_convert.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_vocabulary
+from lmi_convert.tokens import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
+from lmi_convert.vocab import read_vocabulary
 from lmi_convert.writer import string, write
 from tokenizer.families import FAMILIES, IGNORE_MERGES
 from tokenizer.texts import mixture
@@ -113,8 +115,7 @@ def test_llama3(data, tmp_path):
     check(written(folder, tmp_path / "v.gguf", pre="llama-bpe"), cases(data / "vocabs" / "ggml-vocab-llama-bpe"))
 
 
-@pytest.mark.parametrize("published", ["qwen2", "deepseek-r1-qwen"])
-def test_qwen(data, tmp_path, published):
+def test_qwen(data, tmp_path):
     folder = folder_with(tmp_path, qwen__tiktoken=data / "tokenizers" / "qwen.tiktoken")
     config = {
         "added_tokens_decoder": {
@@ -124,9 +125,52 @@ def test_qwen(data, tmp_path, published):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|im_end|>"}))
     path = written(folder, tmp_path / "v.gguf", pre="qwen2", pad=151936)
-    check(path, cases(data / "vocabs" / f"ggml-vocab-{published}"))
+    for published in ("qwen2", "deepseek-r1-qwen"):
+        check(path, cases(data / "vocabs" / f"ggml-vocab-{published}"))
     with lmi.Model(path, vocab_only=True) as m:
         assert (m.vocabulary.eos, m.vocabulary.add_bos, m.vocabulary.n_vocab) == (151645, False, 151936)
+
+
+FROM_FILES = {
+    "gpt-2": "gpt-2",
+    "refact": "starcoder",
+    "deepseek-coder": "deepseek-coder",
+    "deepseek-llm": "deepseek-llm",
+}
+
+
+@pytest.mark.parametrize("published", FROM_FILES)
+def test_published_as_tokenizer_json(data, tmp_path, published):
+    """Published vocabularies with their pre-tokenizer as published, in a folder that has no name for it."""
+    field = gguf.GGUFReader(data / "vocabs" / f"ggml-vocab-{published}.gguf").fields
+    tokens, types = (field[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    added = [
+        {"id": i, "content": text, "special": type_ == CONTROL}
+        for i, (text, type_) in enumerate(zip(tokens, types))
+        if type_ in (CONTROL, USER_DEFINED)
+    ]
+    table = {
+        "added_tokens": added,
+        "pre_tokenizer": json.loads(FAMILIES[FROM_FILES[published]]().__getstate__()),
+        "model": {
+            "type": "BPE",
+            "vocab": {text: i for i, (text, type_) in enumerate(zip(tokens, types)) if type_ == NORMAL},
+            "merges": field["tokenizer.ggml.merges"].contents(),
+        },
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    assert read_vocabulary(tmp_path, Config({})).pre == FROM_FILES[published]
+    check(written(tmp_path, tmp_path / "v.gguf"), cases(data / "vocabs" / f"ggml-vocab-{published}"))
+
+
+def test_phi3(data, tmp_path):
+    """Llama 2's model with tokens added."""
+    folder = folder_with(tmp_path, tokenizer__model=data / "tokenizers" / "llama2-tokenizer.model")
+    field = gguf.GGUFReader(data / "vocabs" / "ggml-vocab-phi-3.gguf").fields
+    tokens = field["tokenizer.ggml.tokens"].contents()
+    added = {str(i): {"content": text, "special": True} for i, text in enumerate(tokens) if i >= 32000}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    check(written(folder, tmp_path / "v.gguf"), cases(data / "vocabs" / "ggml-vocab-phi-3"))
 
 
 def test_gpt_neox(data, tmp_path):

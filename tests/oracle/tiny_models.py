@@ -264,9 +264,7 @@ def make_from_stories(path: Path, folder: Path, weight_type: str = "F32") -> Tin
     data = (folder / "stories260K.bin").read_bytes()
     dim, n_ff, n_layers, n_heads, n_kv_heads, n_vocab, context = struct.unpack("<7i", data[:28])
     n_vocab, head_dim = abs(n_vocab), dim // n_heads
-    model = TinyModel(
-        Path(path), n_layers, dim, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, context, 1e-5, 10000.0, True
-    )
+    model = TinyModel(Path(path), n_layers, dim, n_heads, n_kv_heads, head_dim, n_ff, n_vocab, context, 1e-5, 10000.0, True)
     floats = np.frombuffer(data, "<f4", offset=28)
     used = 0
 
@@ -321,3 +319,22 @@ def read_llama2c_vocabulary(path: Path, n_vocab: int) -> tuple[list, list[float]
         scores.append(score)
         types.append(int(kind))
     return tokens, scores, types
+
+
+def split_file(path: Path, folder: Path, *, most: int = 5, exact: bool = False, **options) -> list[Path]:
+    """A model as the `gguf` package writes it, in parts of up to `most` tensors each; 0: in one. `exact`: in F32, what its
+    weights stand for."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(folder / "m.gguf", architecture, split_max_tensors=most, **options)
+    for name, f in reader.fields.items():
+        if name != "general.architecture" and not name.startswith("GGUF."):
+            is_array = f.types[0] == gguf.GGUFValueType.ARRAY
+            writer.add_key_value(name, f.contents(), f.types[0], f.types[-1] if is_array else None)
+    for t in reader.tensors:
+        if exact:
+            writer.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type))
+        else:
+            writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    finish(writer)
+    return sorted(folder.glob("m*.gguf"))

@@ -18,8 +18,8 @@ def gemma2(b: Build) -> None:
     c = b.config
     _begin(b)
     b.rope(b.sizes.head_dim)
-    b.key("attn_logit_softcapping", f32(c.real("attn_logit_softcapping", default=50.0, low=1e-3)))
-    b.key("final_logit_softcapping", f32(c.real("final_logit_softcapping", default=30.0, low=1e-3)))
+    b.key("attn_logit_softcapping", f32(c.real("attn_logit_softcapping", default=50.0, low=1e-3, high=1e6)))
+    b.key("final_logit_softcapping", f32(c.real("final_logit_softcapping", default=30.0, low=1e-3, high=1e6)))
     _scale(b)
     b.window(default=4096)
     b.require_windows(lambda i: i % 2 == 0)
@@ -28,12 +28,14 @@ def gemma2(b: Build) -> None:
 
 def gemma3(b: Build) -> None:
     c = b.config
+    for name, value in (("num_attention_heads", 8), ("num_key_value_heads", 4), ("max_position_embeddings", 131072)):
+        c.values.setdefault(name, value)  # configs of the language part leave out what is usual
     _begin(b)
     c.require("attn_logit_softcapping", allowed=(None,), default=None, why="the family has no cap on attention")
     b.rope(b.sizes.head_dim, theta=1e6)
     b.key("rope.freq_base_swa", f32(_local_base(b)))
     if c.get("final_logit_softcapping") is not None:
-        b.key("final_logit_softcapping", f32(c.real("final_logit_softcapping", low=1e-3)))
+        b.key("final_logit_softcapping", f32(c.real("final_logit_softcapping", low=1e-3, high=1e6)))
     _scale(b)
     b.window(default=4096)
     c.require(
@@ -48,8 +50,8 @@ def _local_base(b: Build) -> float:
     """Base of the rope in layers with a window. Newer configs have it in a table of its own."""
     table = b.config.table("rope_parameters").get("sliding_attention")
     if isinstance(table, dict) and table.get("rope_theta") is not None:
-        return b.config.rope("sliding_attention").real("rope_theta", low=1e-3)
-    return b.config.real("rope_local_base_freq", default=10000.0, low=1e-3)
+        return b.config.rope("sliding_attention").real("rope_theta", low=1.001, high=1e15)
+    return b.config.real("rope_local_base_freq", default=10000.0, low=1.001, high=1e15)
 
 
 def _begin(b: Build) -> None:
@@ -63,7 +65,7 @@ def _begin(b: Build) -> None:
 def _scale(b: Build) -> None:
     """What q is multiplied by. Readers that do not know the key take the root of the head size, as all published sizes but the
     largest have it."""
-    scalar = b.config.real("query_pre_attn_scalar", default=float(b.sizes.head_dim), low=1e-3)
+    scalar = b.config.real("query_pre_attn_scalar", default=float(b.sizes.head_dim), low=1e-3, high=1e9)
     b.key("attention.scale", f32(scalar**-0.5))
 
 

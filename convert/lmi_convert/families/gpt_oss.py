@@ -65,8 +65,7 @@ def _expert(b: Build, ours: str, theirs: str, n: int, rows: int, cols: int, *, h
 
 def mxfp4_blocks(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """[rows][blocks][16], [rows][blocks] -> [rows][17 * blocks], bytes of GGUF's type. A byte of the checkpoint holds two
-    values
-    that follow each other; GGUF's byte i holds values i and i + 16 of the block. Low half first in both."""
+    values that follow each other; GGUF's byte i holds values i and i + 16 of the block. Low half first in both."""
     low, high = values & 15, values >> 4
     flat = np.stack([low, high], -1).reshape(*values.shape[:-1], BLOCK)
     packed = flat[..., : BLOCK // 2] | flat[..., BLOCK // 2 :] << 4

@@ -27,8 +27,8 @@ def build(b: Build) -> None:
     attention.require("alibi", allowed=(True,), default=True, why="the family has ALiBi")
     attention.require("softmax_scale", allowed=(None,), default=None, why="the family divides by the root of the head size")
     b.layer_norm("layer_norm_epsilon")
-    b.key("attention.max_alibi_bias", f32(attention.real("alibi_bias_max", default=8.0)))
-    clip = attention.real("clip_qkv", default=0.0)
+    b.key("attention.max_alibi_bias", f32(attention.real("alibi_bias_max", default=8.0, high=1e3)))
+    clip = attention.real("clip_qkv", default=0.0, high=1e6)
     if clip:
         b.key("attention.clamp_kqv", f32(clip))
 

@@ -16,14 +16,14 @@ def build(b: Build) -> None:
     b.rms_norm(default=1e-5)
     part = c.rope().real("partial_rotary_factor", default=1.0, low=1e-3, high=1.0)
     n_rot = int(s.head_dim * part)
-    p = b.rope(n_rot)
+    p = b.rope(n_rot, stretched=("longrope", "su"))
     context = c.integer("max_position_embeddings")
-    original = p.integer("original_max_position_embeddings", default=context)
+    original = p.integer("original_max_position_embeddings", default=context, low=2)
     b.key("rope.scaling.original_context_length", u32(original))
     if p.get("rope_type") in ("longrope", "su"):
         scale = context / original
         magnitude = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-        b.key("rope.scaling.attn_factor", f32(p.real("attention_factor", default=magnitude)))
+        b.key("rope.scaling.attn_factor", f32(p.real("attention_factor", default=magnitude, low=0.01, high=100.0)))
         for kind in ("long", "short"):
             b.add(f"rope_factors_{kind}.weight", constant(p.reals(f"{kind}_factor", n_rot // 2)), exact=True)
     # 0 says that there is none: readers take a missing key for that of Phi-3 mini.

@@ -16,24 +16,37 @@ from lmi.formats import duration, human_bytes, human_count
 
 @click.command(short_help="Turn a checkpoint folder into a GGUF file.")
 @click.argument("folder", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="File to write. [default: NAME-QUANT.gguf here]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    help="The file to write. [default: NAME-MIX.gguf in the current folder]",
+)
 @click.option(
     "-q",
     "--quant",
     "--outtype",
+    metavar="MIX",
     default="auto",
     show_default=True,
-    help="Q4_K_M, Q8_0, F16, ...; auto: what the checkpoint has.",
+    help="Q4_K_M, Q8_0, F16, ... (lmi quantize --help lists them); auto: the type that the checkpoint has.",
 )
 @click.option(
-    "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="Another type for tensors of such names."
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Another type for tensors whose name matches.",
 )
-@click.option("--imatrix", type=click.Path(), help="File that says which columns matter more (lmi imatrix).")
-@click.option("--dry-run", is_flag=True, help="Only show what would be written.")
+@click.option("--imatrix", type=click.Path(), metavar="FILE", help="Importance of columns, from lmi imatrix.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--name", help="The model's name. [default: the folder's]")
-@click.option("--pre", help="The pre-tokenizer's name, where the files do not tell it.")
-@click.option("--allow-pickle", is_flag=True, help="Read .bin files too; trust where they come from.")
+@click.option("--name", metavar="NAME", help="The model's name in the file. [default: the folder's]")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer, where the files do not tell which it is.")
+@click.option(
+    "--allow-pickle", is_flag=True, help="Also read pickled weights (.bin): only of people whom you trust with this machine."
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Convert NaN and infinite weights as they are.")
 @click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]")
 @output_options(quiet=("--quiet",))
@@ -46,8 +59,8 @@ def convert(
       lmi convert ./Qwen3-0.6B -o model.gguf -q Q4_K_M
       lmi convert ./Qwen3-0.6B --dry-run
 
-    The folder is one of Hugging Face: config.json, safetensors, tokenizer files. The file appears whole or not at all; no code
-    of the folder is run.
+    FOLDER is a checkpoint as Hugging Face has it: config.json, .safetensors files, the tokenizer's files. No code of it is
+    run. The file appears whole or not at all.
     """
     lmi_convert = _converter()
     output = output or _default_output(folder, quant)
@@ -111,7 +124,7 @@ def _plan_lines(report, folder: str) -> list[str]:
     mix = " + ".join(f"{n} {kind} ({human_bytes(size)})" for kind, n, size in report.types)
     return [
         f"model    {folder} · {report.architecture} · {parameters} parameters · {source} of weights",
-        f"vocabulary  {report.n_vocab:,} tokens, {report.vocabulary}",
+        f"tokens   {report.n_vocab:,} · {report.vocabulary}",
         f"tensors  {report.n_tensors} · {mix}",
         f"file     {report.path} · {report.quant} · {human_bytes(report.n_bytes)}",
     ]
