@@ -35,6 +35,7 @@ typedef struct context_shape {
     lmi_kv_type kv_type;
     lmi_placement placement;
     int64_t chunk;   /* most tokens in one run */
+    int64_t n_exact; /* runs of so many tokens give the very bits that single tokens give */
     bool importance; /* keep sums of what weights are multiplied with */
 } context_shape;
 

@@ -76,8 +76,8 @@ struct backend_context {
     cpu_routes routes;
     input_sums *sums;      /* [n_steps], or NULL: importance is not asked for */
     int64_t n_segments;    /* of the largest layer: sinks, then ring */
-    cpu_partial *partials; /* [n_kv_heads][n_segments] */
-    atomic_int *arrived;   /* [n_kv_heads] segments done */
+    cpu_partial *partials; /* [n_exact][n_kv_heads][n_segments] */
+    atomic_int *arrived;   /* [n_exact][n_kv_heads] segments done */
 
     /* the step in progress, for the jobs */
     const backend_chunk *chunk;

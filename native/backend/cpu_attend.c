@@ -1,8 +1,9 @@
 /* The attention step on the CPU: rotate, store, attend.
  *
- * One token: a unit is (kv head, segment of 512 slots). Each unit rotates its own queries, the unit that owns the new slot
- * stores the new key first, and the last unit of a kv head to finish merges the parts in order of segments: the result does
- * not depend on who computed what. More tokens: keys and values are stored first, then a unit is (kv head, 64 tokens). */
+ * One token, or a few that must give the same bits: a unit is (token, kv head, segment of 512 slots). Each unit rotates its own
+ * queries, the unit that owns the slot of a single token stores its key first, and the last unit of a kv head to finish merges
+ * the parts in order of segments: the result does not depend on who computed what. More tokens: keys and values are stored first,
+ * then a unit is (kv head, 64 tokens). */
 #include "backend/cpu.h"
 
 #include <math.h>
@@ -104,27 +105,31 @@ static void clear_state(float *m, float *z, float *o, int64_t n_rows, int64_t he
     memset(o, 0, (size_t)(n_rows * head_dim) * sizeof *o);
 }
 
-/* ---- one token ---------------------------------------------------------------------------------------------------- */
+/* ---- one token, or a few ------------------------------------------------------------------------------------------ */
 
 static int64_t segments_of(int64_t slots) { return (slots + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT; }
 
-/* Slots that hold a token once this one is stored: a prefix of the ring until it wraps. */
-static int64_t used_slots(const backend_context *c) {
-    const int64_t n = c->chunk->first + 1;
-    const int64_t capacity = layer_shape(c)->capacity;
-    return n < capacity ? n : capacity;
+/* Slots that hold a token once that of this index is stored: a prefix of the ring until it wraps. */
+static int64_t used_slots(const layer_context *shape, int64_t index) {
+    return index + 1 < shape->capacity ? index + 1 : shape->capacity;
 }
 
-static int64_t sinks_in_view(const backend_context *c) {
-    const layer_context *shape = layer_shape(c);
-    return active_sinks(c->chunk->first, shape->window, shape->sinks);
+/* What there is to see of sinks and of the ring for the token of this index. */
+typedef struct segments {
+    int64_t n_sinks, used, n_sink_segments, n;
+} segments;
+
+static segments segments_at(const layer_context *shape, int64_t index) {
+    const int64_t n_sinks = active_sinks(index, shape->window, shape->sinks), used = used_slots(shape, index);
+    return (segments){n_sinks, used, segments_of(n_sinks), segments_of(n_sinks) + segments_of(used)};
 }
 
-static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
-    const int64_t d = c->model->spec->head_dim;
-    const cpu_partial *parts = c->partials + kv_head * c->n_segments;
+static void merge(backend_context *c, int64_t token, int64_t kv_head, int64_t n_segments) {
+    const model_spec *spec = c->model->spec;
+    const int64_t d = spec->head_dim;
+    const cpu_partial *parts = c->partials + (token * spec->n_kv_heads + kv_head) * c->n_segments;
     for (int64_t r = 0; r < c->group; r++) {
-        float *out = c->buffers[BUFFER_A] + (kv_head * c->group + r) * d;
+        float *out = c->buffers[BUFFER_A] + (token * spec->n_heads + kv_head * c->group + r) * d;
         float m = -INFINITY;
         for (int64_t s = 0; s < n_segments; s++) {
             m = parts[s].m[r] > m ? parts[s].m[r] : m;
@@ -150,21 +155,26 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     cpu_worker *worker = &c->workers[worker_index];
     const model_spec *spec = c->model->spec;
     const layer_context *shape = layer_shape(c);
-    const int64_t n_sinks = sinks_in_view(c), used = used_slots(c);
-    const int64_t n_sink_segments = segments_of(n_sinks), n_segments = n_sink_segments + segments_of(used);
-    const int64_t kv_head = piece / n_segments, segment = piece % n_segments;
-    const bool is_sink = segment < n_sink_segments;
-    const int64_t slot0 = (is_sink ? segment : segment - n_sink_segments) * ATTEND_SEGMENT;
-    const int64_t limit = is_sink ? n_sinks : used;
+    const int64_t n_tokens = c->chunk->n_tokens;
+    const int64_t most = segments_at(shape, c->chunk->first + n_tokens - 1).n; /* no token sees more than the last */
+    const int64_t segment = piece % most, kv_head = piece / most % spec->n_kv_heads, token = piece / most / spec->n_kv_heads;
+    const int64_t index = c->chunk->first + token;
+    const segments view = segments_at(shape, index);
+    if (segment >= view.n) {
+        return;
+    }
+    const bool is_sink = segment < view.n_sink_segments;
+    const int64_t slot0 = (is_sink ? segment : segment - view.n_sink_segments) * ATTEND_SEGMENT;
+    const int64_t limit = is_sink ? view.n_sinks : view.used;
     const cpu_layer *layer = &c->layers[c->step->layer];
-    const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
-    const int64_t index = c->chunk->first;
+    const int64_t row = token * spec->n_kv_heads + kv_head;
+    const cpu_partial *part = c->partials + row * c->n_segments + segment;
 
-    load_queries(c, 0, kv_head, worker, worker->q, worker->q_sink);
-    if (!is_sink) {
+    load_queries(c, token, kv_head, worker, worker->q, worker->q_sink);
+    if (!is_sink && n_tokens == 1) {
         const int64_t own = ring_slot(index, shape->capacity);
         if (own >= slot0 && own < slot0 + ATTEND_SEGMENT) {
-            store_key_value(c, 0, kv_head, worker);
+            store_key_value(c, token, kv_head, worker);
         }
     }
     clear_state(part->m, part->z, part->o, c->group, spec->head_dim);
@@ -174,8 +184,8 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
         .n_rows = c->group,
         .rows_per_token = c->group,
         .first_pos = index,
-        .newest = index,
-        .n_slots_used = is_sink ? n_sinks : shape->capacity,
+        .newest = index, /* slots of later tokens look like tokens a ring ago, which nobody sees */
+        .n_slots_used = is_sink ? view.n_sinks : shape->capacity,
         .window = shape->window,
         .slot0 = slot0,
         .slot1 = slot0 + ATTEND_SEGMENT < limit ? slot0 + ATTEND_SEGMENT : limit,
@@ -188,8 +198,8 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     };
     const kernels *k = c->model->kernels;
     (is_sink ? k->attend_sinks : k->attend_ring)[c->shape.kv_type](&args);
-    if (atomic_fetch_add_explicit(&c->arrived[kv_head], 1, memory_order_acq_rel) == (int)n_segments - 1) {
-        merge(c, kv_head, n_segments);
+    if (atomic_fetch_add_explicit(&c->arrived[row], 1, memory_order_acq_rel) == (int)view.n - 1) {
+        merge(c, token, kv_head, view.n);
     }
 }
 
@@ -262,15 +272,19 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
 }
 
 void cpu_attend(backend_context *c) {
-    const int64_t n_kv_heads = c->model->spec->n_kv_heads;
+    const int64_t n_kv_heads = c->model->spec->n_kv_heads, n_tokens = c->chunk->n_tokens;
+    const layer_context *shape = layer_shape(c);
     pool *workers = c->model->workers;
-    if (c->chunk->n_tokens == 1 && c->chunk->first >= layer_shape(c)->sinks) {
-        for (int64_t h = 0; h < n_kv_heads; h++) {
-            atomic_store_explicit(&c->arrived[h], 0, memory_order_relaxed);
-        }
-        pool_run(workers, attend_segment, c, n_kv_heads * (segments_of(sinks_in_view(c)) + segments_of(used_slots(c))));
+    const bool exact = n_tokens <= c->shape.n_exact && c->chunk->first >= shape->sinks;
+    if (!exact || n_tokens > 1) {
+        pool_run(workers, store_token, c, n_tokens);
+    }
+    if (!exact) {
+        pool_run(workers, attend_block, c, n_kv_heads * ((n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
         return;
     }
-    pool_run(workers, store_token, c, c->chunk->n_tokens);
-    pool_run(workers, attend_block, c, n_kv_heads * ((c->chunk->n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
+    for (int64_t i = 0; i < n_tokens * n_kv_heads; i++) {
+        atomic_store_explicit(&c->arrived[i], 0, memory_order_relaxed);
+    }
+    pool_run(workers, attend_segment, c, n_tokens * n_kv_heads * segments_at(shape, c->chunk->first + n_tokens - 1).n);
 }

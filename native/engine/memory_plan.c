@@ -44,6 +44,13 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     if (o->rollback < 1 || o->rollback > MAX_TOKENS) {
         return out_of_range(error, "rollback", o->rollback, 1, MAX_TOKENS);
     }
+    if (o->draft < 0 || o->draft > DRAFT_MOST) {
+        return out_of_range(error, "draft", o->draft, 0, DRAFT_MOST);
+    }
+    if (o->draft > 0 && o->all_logits != 0) {
+        return fail(error, LMI_INVALID_ARGUMENT, "draft and all_logits cannot be had together");
+    }
+    o->draft = o->draft < o->chunk ? o->draft : (int32_t)o->chunk - 1;
     if (o->kv_type < LMI_KV_F16 || o->kv_type > LMI_KV_F32) {
         return fail(error, LMI_INVALID_ARGUMENT, "kv_type %d is not known", (int)o->kv_type);
     }
@@ -109,18 +116,22 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         };
         plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
     }
-    plan->shape = (context_shape){.layers = plan->layers,
-                                  .kv_type = o->kv_type,
-                                  .placement = o->placement,
-                                  .chunk = o->chunk,
-                                  .importance = o->importance != 0};
-    plan->logits_rows = o->all_logits ? o->chunk : 1;
+    plan->shape = (context_shape){
+        .layers = plan->layers,
+        .kv_type = o->kv_type,
+        .placement = o->placement,
+        .chunk = o->chunk,
+        .n_exact = 1 + o->draft,
+        .importance = o->importance != 0,
+    };
+    plan->logits_rows = o->all_logits ? o->chunk : 1 + o->draft;
     return model->device->plan(&model->shared, &plan->shape, &plan->bytes, error);
 }
 
 uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
     const uint64_t logits = (uint64_t)plan->logits_rows * (uint64_t)model->spec.n_vocab * sizeof(float);
-    return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session);
+    return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session) +
+           (plan->options.draft > 0 ? draft_bytes() : 0);
 }
 
 void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {

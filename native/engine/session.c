@@ -1,8 +1,11 @@
 /* Sessions: opening, reading in chunks, rewinding, cancelling, sampling. */
+#define _GNU_SOURCE
 #include "engine/session.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include "lambda/window.h"
 
@@ -44,6 +47,13 @@ static lmi_status open_parts(lmi_session *s, const lmi_session_options *options,
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for the logits of %lld tokens", (long long)s->plan.logits_rows);
     }
     s->draws = sampler_at(draws, model->spec.n_vocab);
+    if (s->plan.options.draft > 0) {
+        void *guesses = arena_take(&s->memory, draft_bytes());
+        if (guesses == NULL) {
+            return fail(error, LMI_OUT_OF_MEMORY, "no memory for guesses");
+        }
+        s->guesses = draft_at(guesses);
+    }
     lmi_sampling sampling;
     lmi_sampling_default(&sampling);
     return sampler_set(s->draws, &sampling, error);
@@ -99,8 +109,15 @@ static lmi_status check_tokens(const lmi_session *s, const int32_t *tokens, size
     return LMI_OK;
 }
 
-static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, bool is_last, lmi_error *error) {
-    const int64_t n_logits = s->plan.options.all_logits ? n : is_last ? 1 : 0;
+/* The tokens become part of the text. */
+static void take_tokens(lmi_session *s, const int32_t *tokens, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        s->history[(s->n_read + i) % SAMPLER_HISTORY] = tokens[i];
+    }
+    s->n_read += n;
+}
+
+static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, int64_t n_logits, lmi_error *error) {
     const backend_chunk chunk = {
         .tokens = tokens,
         .n_tokens = n,
@@ -112,16 +129,93 @@ static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, b
     };
     /* From here on ring slots are overwritten, whether or not the chunk is finished. */
     s->furthest = s->n_read + n > s->furthest ? s->n_read + n : s->furthest;
-    lmi_status status = s->model->device->run(s->context, &chunk, error);
+    return s->model->device->run(s->context, &chunk,
+                                 error); /* logits are its last step: if it fails, the old ones still stand */
+}
+
+static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, bool is_last, lmi_error *error) {
+    const int64_t n_logits = s->plan.options.all_logits ? n : is_last ? 1 : 0;
+    lmi_status status = run_tokens(s, tokens, n, n_logits, error);
+    if (status == LMI_OK) {
+        take_tokens(s, tokens, n);
+        s->n_rows = n_logits;
+        for (int64_t i = 0; s->guesses != NULL && i < n; i++) {
+            draft_add(s->guesses, tokens[i]);
+        }
+    }
+    return status;
+}
+
+/* ---- reading ahead ------------------------------------------------------------------------------------------------ */
+
+void session_drop_ahead(lmi_session *session) { session->n_ahead = session->n_taken = 0; }
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* True if the token is the one that was guessed: its logits are in the next row. */
+static bool take_ahead(lmi_session *s, int32_t token) {
+    if (s->n_taken == s->n_ahead || token != s->ahead[s->n_taken]) {
+        return false;
+    }
+    take_tokens(s, &token, 1);
+    draft_add(s->guesses, token);
+    s->n_taken++;
+    s->n_rows++;
+    s->counts.n_true++;
+    return true;
+}
+
+static lmi_status read_one(lmi_session *s, int32_t token, lmi_error *error) {
+    if (s->n_ahead > 0) {
+        draft_learn(s->guesses, s->n_ahead, s->n_taken);
+    }
+    session_drop_ahead(s);
+    draft_add(s->guesses, token);
+    int32_t tokens[1 + DRAFT_MOST] = {token};
+    /* The first tokens of a text, which become sinks, are computed another way, and a full counter cannot go on. */
+    const bool early = s->n_read<s->plan.options.sinks, late = s->n_read> MAX_POSITION - s->start - 2 * DRAFT_MOST;
+    const int64_t n = early || late ? 0 : draft_guess(s->guesses, s->plan.options.draft, tokens + 1);
+    const double began = seconds_now();
+    lmi_status status = run_tokens(s, tokens, 1 + n, 1 + n, error);
     if (status != LMI_OK) {
-        return status; /* logits are the last step: those of the last token read still stand */
+        draft_take_back(s->guesses, 1);
+        return status;
     }
-    for (int64_t i = 0; i < n; i++) {
-        s->history[(s->n_read + i) % SAMPLER_HISTORY] = tokens[i];
-    }
-    s->n_read += n;
-    s->n_rows = n_logits;
+    draft_time(s->guesses, n, seconds_now() - began);
+    take_tokens(s, tokens, 1);
+    memcpy(s->ahead, tokens + 1, (size_t)n * sizeof *tokens);
+    s->n_ahead = n;
+    s->n_rows = 1;
+    s->counts.n_guessed += n;
+    s->counts.n_passes++;
     return LMI_OK;
+}
+
+void lmi_session_get_draft(const lmi_session *session, lmi_draft_counts *counts) { *counts = session->counts; }
+
+/* ------------------------------------------------------------------------------------------------------------------- */
+
+static lmi_status read_all(lmi_session *s, const int32_t *tokens, size_t n, size_t *done, lmi_error *error) {
+    const size_t chunk = (size_t)s->plan.options.chunk;
+    lmi_status status = file_check(&s->model->view, error);
+    pool_lock(s->model->workers);
+    if (status == LMI_OK && n == 1 && s->guesses != NULL) {
+        status = read_one(s, tokens[0], error);
+        *done = status == LMI_OK;
+    } else {
+        session_drop_ahead(s);
+        while (status == LMI_OK && *done < n) {
+            const size_t part = n - *done < chunk ? n - *done : chunk;
+            status = read_chunk(s, tokens + *done, (int64_t)part, *done + part == n, error);
+            *done += status == LMI_OK ? part : 0;
+        }
+    }
+    pool_unlock(s->model->workers);
+    return status;
 }
 
 lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t n, size_t *n_read, lmi_error *error) {
@@ -131,18 +225,10 @@ lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t 
         return status;
     }
     status = check_tokens(session, tokens, n, error);
-    if (status == LMI_OK) {
-        status = file_check(&session->model->view, error);
-    }
-    if (status == LMI_OK) {
-        const size_t chunk = (size_t)session->plan.options.chunk;
-        pool_lock(session->model->workers);
-        while (status == LMI_OK && done < n) {
-            const size_t part = n - done < chunk ? n - done : chunk;
-            status = read_chunk(session, tokens + done, (int64_t)part, done + part == n, error);
-            done += status == LMI_OK ? part : 0;
-        }
-        pool_unlock(session->model->workers);
+    if (status == LMI_OK && n == 1 && atomic_load(&session->cancel) == 0 && take_ahead(session, tokens[0])) {
+        done = 1;
+    } else if (status == LMI_OK) {
+        status = read_all(session, tokens, n, &done, error);
     }
     if (n_read != NULL) {
         *n_read = done;
@@ -252,6 +338,12 @@ lmi_status lmi_session_rewind(lmi_session *session, int64_t position, lmi_error 
         remedy(error, "Restore a saved state, read the text again, or open the session with a larger rollback.");
     } else {
         const int64_t n_back = session->n_read - n;
+        if (n_back > 0) {
+            session_drop_ahead(session);
+        }
+        if (session->guesses != NULL) {
+            draft_take_back(session->guesses, n_back);
+        }
         session->n_rows = n_back == 0 ? session->n_rows : 0;
         session->n_read = n;
         session->furthest = n == 0 ? 0 : session->furthest; /* an empty text needs nothing of what the ring holds */

@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "engine/draft.h"
 #include "engine/model.h"
 #include "engine/sampler.h"
 
@@ -39,10 +40,18 @@ struct lmi_session {
     float *logits;    /* [logits_rows][n_vocab] */
     int64_t n_rows;   /* rows of logits that are valid */
     sampler *draws;
+
+    draft *guesses;            /* NULL: nothing is read ahead */
+    int32_t ahead[DRAFT_MOST]; /* tokens whose logits are computed and that were not asked for yet */
+    int64_t n_ahead, n_taken;  /* of the last pass: guesses, and how many of them have come true so far */
+    lmi_draft_counts counts;
 };
 
 /* How many tokens before n_read the history still holds. */
 int64_t session_n_known(const lmi_session *session);
+
+/* Forgets what was read ahead. */
+void session_drop_ahead(lmi_session *session);
 
 /* Guards every call on a session: LMI_BUSY if another call is in progress. */
 lmi_status session_enter(lmi_session *session, lmi_error *error);

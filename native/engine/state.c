@@ -54,6 +54,10 @@ static void adopt(lmi_session *s, const snapshot_header *header) {
     s->n_read = header->position - header->start;
     s->furthest = header->furthest - header->start;
     s->n_rows = header->has_logits != 0;
+    session_drop_ahead(s);
+    if (s->guesses != NULL) {
+        draft_clear(s->guesses);
+    }
 }
 
 size_t lmi_session_state_size(const lmi_session *session) {

@@ -206,6 +206,7 @@ typedef struct lmi_session_options {
     int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
     int32_t importance; /* 1: keep sums for lmi_session_importance */
+    int32_t draft;      /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits */
 } lmi_session_options;
 
 LMI_API void lmi_session_options_default(lmi_session_options *options);
@@ -235,6 +236,17 @@ LMI_API void lmi_session_get_plan(const lmi_session *session, lmi_plan *plan);
 
 /* Reads n >= 1 tokens, in chunks. If it is cancelled or fails, *n_read says how many tokens count as read: whole chunks. */
 LMI_API lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t n, size_t *n_read, lmi_error *error);
+
+/* Reading ahead: with the option `draft`, a call that reads one token also reads guesses at the next ones, taken from what
+ * followed the same tokens earlier in the text, in the same pass over the weights. If the next call reads the token that was
+ * guessed, its logits are there already. Logits are bit for bit those without the option; only the time differs, and guessing
+ * stops where it does not pay. Tokens read ahead count as read for the depth of a rewind. */
+typedef struct lmi_draft_counts {
+    int64_t n_guessed; /* tokens, since the session was opened */
+    int64_t n_true;    /* of them, how many came true */
+    int64_t n_passes;  /* passes over the weights for single tokens */
+} lmi_draft_counts;
+LMI_API void lmi_session_get_draft(const lmi_session *session, lmi_draft_counts *counts);
 
 /* Logits [n_vocab] float32 after the last token read; with all_logits, `row` counts the tokens of the last read call's
  * last chunk, 0-based, and -1 is the last. NULL if there is no such row. Valid until the next read, rewind or load. */

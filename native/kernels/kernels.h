@@ -17,7 +17,7 @@
 /* y[t][r] = sum over c of w[r][c] * x[t][c], for rows row0 <= r < row1 and 0 <= t < n_tokens.
  *
  * Exactness: with packed activations the integer dot of each block is exact, only scaling and summing in float32 round. A row's result
- * depends on n_tokens only through the choice between the row-wise (n_tokens <= 8) and the tiled kernel, never on row0, row1. */
+ * depends on n_tokens only through the choice between the row-wise (n_tokens <= MATMUL_ROWWISE_TOKENS) and the tiled kernel, never on row0, row1. */
 typedef struct matmul_args {
     const void *w; /* first byte of the tensor */
     size_t row_bytes;
@@ -33,8 +33,8 @@ typedef struct matmul_args {
 
 typedef void matmul_kernel(const matmul_args *args);
 
-/* Rows that a piece of work is best cut at. */
-enum { MATMUL_ROW_TILE = 16 };
+/* Rows that a piece of work is best cut at; up to how many tokens go row by row: more go through tiles. */
+enum { MATMUL_ROW_TILE = 16, MATMUL_ROWWISE_TOKENS = 8 };
 
 /* Streams over slots of a bank for query rows that share its kv head, updating a running softmax (Milakov & Gimelshein,
  * arXiv 1805.02867): m the largest logit so far (-inf at first), z the sum of exp(logit - m), o the sum of exp(logit - m) * v.

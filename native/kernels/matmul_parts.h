@@ -20,9 +20,6 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* Up to this many tokens go row by row; more go through tiles. */
-enum { MATMUL_ROWWISE_TOKENS = 8 };
-
 /* For the row-wise kernels, which read weights from start to end: asks for the `bytes` that lie 4 KiB ahead (to the L2 cache)
  * and 1 KiB ahead (to the L1 cache). At the end of the tensor this names addresses behind it, which is harmless.
  *

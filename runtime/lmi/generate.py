@@ -115,7 +115,8 @@ def _tidy(value):
 class Stats:
     """What a run did. Tokens: `read` of the prompt, `written`, `position`; seconds: `read_seconds`, `write_seconds`,
     `first_token_seconds` from the start (None before it); bytes: `context_bytes` (constant), `peak_bytes` resident since the
-    process began; `view`: what is visible at the end; `seed`: of the random numbers."""
+    process began; `guessed` and `came_true`: tokens read ahead (option `draft`); `view`: what is visible at the end; `seed`: of
+    the random numbers."""
 
     read: int = 0
     written: int = 0
@@ -125,6 +126,8 @@ class Stats:
     position: int = 0
     context_bytes: int = 0
     peak_bytes: int = 0
+    guessed: int = 0
+    came_true: int = 0
     seed: int | None = None
     view: View = field(default_factory=lambda: View(0, 0, 0, 0))
 
@@ -146,6 +149,7 @@ class Stats:
         self.position = session.position
         self.context_bytes = session.plan.context_bytes
         self.peak_bytes = memory().peak_resident
+        self.guessed, self.came_true, _ = session.draft_counts
         return self
 
     def as_dict(self) -> dict:

@@ -11,6 +11,7 @@ from lmi.formats import human_bytes, span
 from lmi.machine import KV_TYPES, PLACEMENTS, code_of
 
 MAX_INT64 = 2**63 - 1
+MOST_DRAFT = 7  # tokens guessed ahead
 CEILING_SINKS = 100  # more sinks than this at one distance blur each other (LM-Infinite, table 4)
 
 
@@ -118,6 +119,7 @@ def session_options(
     rollback=None,
     all_logits=False,
     importance=False,
+    draft=0,
 ):
     """A filled `lmi_session_options`. None means the library's default; `placement` None: contiguous for many sinks."""
     ffi, lib = native()
@@ -137,6 +139,7 @@ def session_options(
         o.rollback = integer(rollback, "rollback", 1)
     o.all_logits = 1 if all_logits else 0
     o.importance = 1 if importance else 0
+    o.draft = integer(draft, "draft", 0, MOST_DRAFT)
     return o
 
 

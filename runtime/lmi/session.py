@@ -22,6 +22,14 @@ class Choice(NamedTuple):
     logprob: float
 
 
+class DraftCounts(NamedTuple):
+    """What reading ahead came to: tokens `guessed`, how many of them came `true`, `passes` over the weights for single tokens."""
+
+    guessed: int
+    true: int
+    passes: int
+
+
 class Snapshot:
     """The whole timeline of a session at one point, in memory. Its size depends on the options only: `n_bytes`."""
 
@@ -219,6 +227,15 @@ class Session(Handle):
             row = lib.lmi_session_n_rows(s) - 1 if first == -1 else first
             check(lib.lmi_session_nll_rows(s, row, tokens + 1, n, values, self._error), self._error)
         return ffi.unpack(values, n)
+
+    @property
+    def draft_counts(self) -> DraftCounts:
+        """Of the option `draft`, since the session was opened."""
+        ffi, lib = native()
+        c = ffi.new("lmi_draft_counts *")
+        with self._use as s:
+            lib.lmi_session_get_draft(s, c)
+        return DraftCounts(c.n_guessed, c.n_true, c.n_passes)
 
     def importance(self) -> dict:
         """What the model's matrices were multiplied with so far: name of tensor -> (squares, counts), numpy arrays; `squares`

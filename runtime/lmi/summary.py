@@ -84,6 +84,8 @@ def account_lines(stats, reason: str) -> list[str]:
             f"wrote {stats.written:,} tok in {duration(stats.write_seconds)} ({rate(stats.written, stats.write_seconds)} tok/s)"
         )
         parts.append(f"first token {duration(stats.first_token_seconds or 0)}")
+    if stats.guessed:
+        parts.append(f"{stats.came_true:,} of {stats.guessed:,} guesses came true")
     memory = f"memory peak {human_bytes(stats.peak_bytes)} (context {human_bytes(stats.context_bytes)}, constant)"
     return [" · ".join(parts), f"{memory} · {stats.view}", f"stopped: {reason} · seed {stats.seed}"]
 

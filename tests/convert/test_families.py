@@ -88,6 +88,25 @@ def test_one_by_one(native, made, name):
     assert error(single, many) < 1e-5
 
 
+@pytest.mark.parametrize("name", tiny_hf.BY_NAME)
+def test_reading_ahead_changes_no_bit(native, made, name):
+    from lmi import Model
+
+    tokens = np.tile(tokens_of(tiny_hf.BY_NAME[name], 9), 9)
+    tokens[40:60] += 1
+    found = {}
+    with Model(made(name)[1], threads=2) as model:
+        for draft in (0, 7):
+            with model.session(window=30, sinks=4, draft=draft) as session:
+                rows = []
+                for token in tokens.tolist():
+                    session.read_token(token)
+                    rows.append(session.logits().copy())
+                found[draft] = np.array(rows)
+                assert (session.draft_counts.true > 10) == (draft > 0)
+    np.testing.assert_array_equal(found[7], found[0])
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen2moe", "qwen3moe", "gpt-oss"])
 def test_experts_that_are_not_chosen_are_not_touched(native, made, tmp_path, name):
     """Their weights may be anything: here they are NaN, and the logits are the same."""

@@ -16,6 +16,7 @@ from lmi.cli.options import model_argument, model_options, open_model, output_op
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.generate import Sampling, Stats, generate
+from lmi.plan import MOST_DRAFT
 from lmi.prompt import SINK_CAP, Prompt, require_words
 from lmi.session import state_options
 from lmi.summary import account_lines, plan_lines
@@ -59,6 +60,13 @@ SAMPLING = {
 @click.option("--repeat-last-n", type=int, help="Tokens that penalties look back at. [default: 64]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the random numbers. [default: random, and printed]")
 @session_options
+@click.option(
+    "--draft",
+    type=click.Choice(["none", "ngram"]),
+    default="none",
+    show_default=True,
+    help="Guess ahead from what the text repeats: the same answer, sooner.",
+)
 @click.option("--require-fit", is_flag=True, help="Stop with exit code 9 rather than forget anything.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is: no chat template.")
 @click.option("--template", "template_file", metavar="FILE", help="A chat template instead of the model's own.")
@@ -231,6 +239,7 @@ class Run:
         o = self.o
         window = window_tokens(self.model, o["window"], o["sinks"])
         given = {"window": window, "sinks": o["sinks"], "kv_type": o["kv_type"], "chunk": o["chunk"]}
+        given["draft"] = MOST_DRAFT if o["draft"] == "ngram" else None
         options = {k: v for k, v in given.items() if v is not None}
         if o["load_state"]:
             return {**state_options(o["load_state"]), **options}
