@@ -103,7 +103,7 @@ def test_reading_ahead_changes_no_bit(native, made, name):
                     session.read_token(token)
                     rows.append(session.logits().copy())
                 found[draft] = np.array(rows)
-                assert (session.draft_counts.true > 10) == (draft > 0)
+                assert (session.draft_counts.true > 0) == (draft > 0)
     np.testing.assert_array_equal(found[7], found[0])
 
 
