@@ -121,6 +121,10 @@ typedef struct lmi_model_info {
 
 LMI_API void lmi_model_get_info(const lmi_model *model, lmi_model_info *info);
 
+/* Bytes a second at which all threads read the weights, doing nothing with them: best pass of a fifth of a second or more. What a
+ * model of more than the caches hold cannot write faster than. 0 without weights. */
+LMI_API double lmi_model_read_speed(lmi_model *model);
+
 /* Metadata and tensors of the file, by index. Views stay valid while the model is open; they are not NUL-terminated. */
 typedef struct lmi_metadata {
     const char *key;

@@ -21,7 +21,8 @@ LEAST_SECONDS = 0.25  # of a sample: with a small model one round of a test is o
 class Row:
     """One test: `n_prompt` tokens read at once or `n_gen` one by one, after `depth` tokens. `samples`: tokens a second, one
     per repetition, each of as many rounds as fill a quarter of a second. `bytes_per_token`: weights and context that a step
-    of one token must fetch (of reading: 0)."""
+    of one token must fetch (of reading: 0). `read_speed`: bytes a second at which this machine just read the
+    weights."""
 
     n_prompt: int
     n_gen: int
@@ -29,6 +30,7 @@ class Row:
     samples: tuple[float, ...]
     bytes_per_token: int
     resident_bytes: int
+    read_speed: float
 
     @property
     def name(self) -> str:
@@ -65,6 +67,12 @@ def step_bytes(model) -> int:
     sizes = {t.name: t.n_bytes for t in model.tensors()}
     total = model.info.weight_bytes_active
     return total - sizes["token_embd.weight"] if "output.weight" in sizes and "token_embd.weight" in sizes else total
+
+
+def read_speed(model) -> float:
+    """Bytes a second at which all threads read the weights, doing nothing with them."""
+    with model.use() as m:
+        return native()[1].lmi_model_read_speed(m)
 
 
 def measure(
@@ -113,7 +121,8 @@ def measure(
                     samples.append(rounds * n / seconds)
                 fetched = int(weights + per_slot * visible) if one_by_one else 0
                 test = (0, n) if one_by_one else (n, 0)
-                rows.append(Row(*test, depth, tuple(samples), fetched, memory().resident))
+                speed = read_speed(model) if one_by_one else 0.0
+                rows.append(Row(*test, depth, tuple(samples), fetched, memory().resident, speed))
                 row(rows[-1])
     return rows
 

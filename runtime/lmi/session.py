@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 class DraftCounts(NamedTuple):
-    """What reading ahead came to: tokens `guessed`, how many of them came `true`, `passes` over the weights for single tokens."""
+    """What reading ahead came to: tokens `guessed`, how many came `true`, `passes` over the weights for single tokens."""
 
     guessed: int
     true: int

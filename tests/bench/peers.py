@@ -2,6 +2,7 @@
 
     make bench-peers                       all types of the TinyLlama-1.1B shape
     python tests/bench/peers.py Q4_0 -r 7  one type, seven rounds
+    python tests/bench/peers.py Q4_0 --text 0,2048,8192    writing after so much text, lmi with a window of 2,048 tokens
 
 Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that
 its memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and
@@ -109,6 +110,62 @@ class LlamaCpp:
 
 
 ENGINES = {"llama.cpp": LlamaCpp, "lmi": Lmi}
+TEXT_WINDOW, TEXT_SINKS = 2032, 16
+
+
+def text_worker(engine: str, path: str, threads: int, isa: str, depths: list[int]) -> None:
+    """For each depth, which rise: reads on to there, then writes 32 tokens three times. Prints a line of seconds for the text
+    that was read, seconds for 32 tokens (median), peak MiB."""
+    rng = np.random.default_rng(0)
+    subject = ENGINES[engine](path, threads, max(depths), isa) if engine != "lmi" else None
+    if engine == "lmi":
+        import lmi
+        from lmi.bench import _Tokens, reach_depth
+
+        model = lmi.Model(path, threads=threads, isa=isa or "auto")
+        source = _Tokens(model)
+    print("ready", engine, flush=True)
+    done = 0
+    for depth in depths:
+        began = time.perf_counter()
+        if engine == "lmi":
+            session = model.session(window=TEXT_WINDOW, sinks=TEXT_SINKS, rollback=512)
+            reach_depth(session, depth, source)
+        elif depth > done:
+            subject.read(rng.integers(300, 32000, depth - done).astype(np.int32))
+            done = depth
+        read = time.perf_counter() - began
+        samples = []
+        for _ in range(3):
+            began = time.perf_counter()
+            for token in rng.integers(300, 32000, 32).tolist():
+                if engine == "lmi":
+                    session.read_token(token)
+                else:
+                    subject.read(np.array([token], np.int32))
+                    done += 1
+            samples.append(time.perf_counter() - began)
+        if engine == "lmi":
+            session.close()
+        status = Path("/proc/self/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        print(depth, read, statistics.median(samples), peak / 1024, flush=True)
+
+
+def compare_texts(path: Path, mix: str, options: argparse.Namespace) -> None:
+    """llama.cpp reads every token and keeps all of it in view; lmi has a buffer of the same size at any depth."""
+    found: dict[str, dict[int, tuple]] = {}
+    for engine in ENGINES:
+        depths = [d for d in options.text if engine == "lmi" or d <= options.longest]
+        command = [sys.executable, __file__, "--text-worker", engine, path, options.threads, options.isa or "-", *depths]
+        done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
+        rows = [line.split() for line in done.stdout.splitlines()[1:]]
+        found[engine] = {int(d): (float(read), 32 / float(written), float(peak)) for d, read, written, peak in rows}
+    for depth in options.text:
+        _, ours, peak = found["lmi"][depth]
+        theirs = found["llama.cpp"].get(depth)
+        cells = f"{theirs[1]:.2f} | {ours / theirs[1]:.2f} | {theirs[2]:.0f}" if theirs else "not measured | |"
+        print(f"| {mix} | {depth:,} | {ours:.2f} | {cells} | {peak:.0f} |", flush=True)
 
 
 def worker(engine: str, path: str, threads: int, depth: int, isa: str) -> None:
@@ -214,8 +271,17 @@ def main() -> None:
     parser.add_argument("-d", "--depth", type=int, default=0, help="tokens read before the 64 are written")
     parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avx512")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--text", type=lambda s: [int(n) for n in s.split(",")], help="depths of text, rising")
+    parser.add_argument("--longest", type=int, default=8192, help="deepest text that llama.cpp is made to read")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
+    if options.text:
+        print(f"{options.shape}, {options.threads} threads, lmi: first {TEXT_SINKS} + last {TEXT_WINDOW} tokens\n")
+        print("| weights | text | lmi t/s | llama.cpp t/s | ratio | llama.cpp RSS MiB | lmi RSS MiB |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for mix in options.mixes:
+            compare_texts(model_file(options.folder, options.shape, mix, options.layers), mix, options)
+        return
     print(f"{options.shape}, {options.threads} threads, depth {options.depth}, {options.rounds} rounds; median (best)\n")
     print("| weights | engine | pp512 t/s | ratio | tg64 t/s | ratio | tg GB/s | probe GB/s | peak RSS MiB (anon) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -224,6 +290,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--text-worker"]:
+        engine, path, threads, isa = sys.argv[2:6]
+        sys.exit(text_worker(engine, path, int(threads), isa.strip("-"), [int(d) for d in sys.argv[6:]]))
     if sys.argv[1:2] == ["--worker"]:
         worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6] if len(sys.argv) > 6 else "")
     else:

@@ -143,6 +143,7 @@ def test_bench(lmi, tiny):
     assert [r[5] for r in rows[2:]] == [f"{t}{d}" for d in ("", " @ d100", " @ d5000", " @ d1000000") for t in ("pp32", "tg4")]
     records = json.loads(lmi(*arguments, "-o", "json").text)
     assert len(records) == 8 and all(len(r["samples_ts"]) == 2 and r["median_ts"] > 0 for r in records)
+    assert all((r["read_speed"] > 0) == (r["n_gen"] > 0) for r in records)
     assert records[-1]["n_depth"] == 1_000_000 and records[-1]["n_gen"] == 4 and records[-1]["bytes_per_token"] > 0
     lines = lmi(*arguments, "-o", "jsonl").text.splitlines()
     assert [json.loads(line)["test"] for line in lines] == [r["test"] for r in records]

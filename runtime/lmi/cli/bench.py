@@ -14,7 +14,7 @@ from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, model_name, quant_name
 
-COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "GB/s", "RSS")
+COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "GB/s", "of read", "RSS")
 
 
 @click.command(short_help="Measure reading and writing speed, at any depth.")
@@ -44,8 +44,9 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
       lmi bench model.gguf -p 0 -n 64 -d 0,4096,65536,1000000
 
     pp reads many tokens at once, tg one after the other. t/s is the median of the repetitions ± standard deviation. GB/s is
-    what a step fetches, weights and visible context, times steps a second. A depth is reached by filling the whole buffer
-    with real tokens at their real positions, not by reading all of them.
+    what a step fetches, weights and visible context, times steps a second; "of read" compares it with reading the weights and
+    nothing else, just measured: no program can write faster with a model that is larger than the caches. A depth is reached by
+    filling the whole buffer with real tokens at their real positions, not by reading all of them.
     """
     from lmi.bench import measure
 
@@ -108,8 +109,11 @@ class _Table:
                 out("| " + " | ".join(COLUMNS) + " |")
                 out("| " + " | ".join("---" if c in ("model", "backend", "test") else "---:" for c in COLUMNS) + " |")
             speed = f"{row.median:.2f} ± {row.deviation:.2f}"
-            fetched = f"{row.bytes_per_second / 1e9:.2f}" if row.bytes_per_token else ""
-            out("| " + " | ".join([*fixed.values(), row.name, speed, fetched, human_bytes(row.resident_bytes)]) + " |")
+            fetched = share = ""
+            if row.bytes_per_token:
+                fetched = f"{row.bytes_per_second / 1e9:.2f}"
+                share = f"{row.bytes_per_second / row.read_speed:.0%}" if row.read_speed else ""
+            out("| " + " | ".join([*fixed.values(), row.name, speed, fetched, share, human_bytes(row.resident_bytes)]) + " |")
         full = {**record, **row.as_dict()}
         if self._form == "jsonl":
             out(json.dumps(full))
