@@ -32,6 +32,7 @@ MIXES = {  # type of all matrices, or by stem; "" for the others
     "Q4_K": {"": "Q4_K", "output": "Q6_K"},
     "Q6_K": "Q6_K",
     "Q8_0": "Q8_0",
+    "Q5_K": {"": "Q5_K", "output": "Q6_K"},
     "F16": "F16",
 }
 SHAPES = {
@@ -116,7 +117,7 @@ TEXT_WINDOW, TEXT_SINKS = 2032, 16
 def text_worker(engine: str, path: str, threads: int, isa: str, depths: list[int]) -> None:
     """For each depth, which rise: reads on to there, then writes 32 tokens three times. Prints a line of seconds for the text
     that was read, seconds for 32 tokens (median), peak MiB."""
-    rng = np.random.default_rng(0)
+    rng, n_vocab = np.random.default_rng(0), vocabulary(path)
     subject = ENGINES[engine](path, threads, max(depths), isa) if engine != "lmi" else None
     if engine == "lmi":
         import lmi
@@ -132,13 +133,13 @@ def text_worker(engine: str, path: str, threads: int, isa: str, depths: list[int
             session = model.session(window=TEXT_WINDOW, sinks=TEXT_SINKS, rollback=512)
             reach_depth(session, depth, source)
         elif depth > done:
-            subject.read(rng.integers(300, 32000, depth - done).astype(np.int32))
+            subject.read(rng.integers(300, n_vocab, depth - done).astype(np.int32))
             done = depth
         read = time.perf_counter() - began
         samples = []
         for _ in range(3):
             began = time.perf_counter()
-            for token in rng.integers(300, 32000, 32).tolist():
+            for token in rng.integers(300, n_vocab, 32).tolist():
                 if engine == "lmi":
                     session.read_token(token)
                 else:
@@ -170,9 +171,9 @@ def compare_texts(path: Path, mix: str, options: argparse.Namespace) -> None:
 
 def worker(engine: str, path: str, threads: int, depth: int, isa: str) -> None:
     """Answers each line on stdin with "prefill-seconds decode-seconds"; ends with its peak memory."""
-    rng = np.random.default_rng(0)
-    prompt = rng.integers(300, 32000, N_PREFILL).astype(np.int32)
-    before = rng.integers(300, 32000, depth).astype(np.int32)
+    rng, n_vocab = np.random.default_rng(0), vocabulary(path)
+    prompt = rng.integers(300, n_vocab, N_PREFILL).astype(np.int32)
+    before = rng.integers(300, n_vocab, depth).astype(np.int32)
     subject = ENGINES[engine](path, threads, depth, isa)
     subject.read(prompt[:8])
     print("ready", subject.name, flush=True)
@@ -229,6 +230,12 @@ def bandwidth(arrays: list[np.ndarray]) -> float:
     return sum(array.nbytes for array in arrays) / (time.perf_counter() - began) / 1e9
 
 
+def vocabulary(path: str) -> int:
+    import gguf
+
+    return next(int(t.shape[1]) for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+
+
 def bytes_per_token(path: Path) -> int:
     """Weights that one token reads: all but an embedding table that is not the output too."""
     import gguf
@@ -264,13 +271,14 @@ def compare(path: Path, mix: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mixes", nargs="*", default=["Q4_0", "Q8_0", "Q4_K", "Q6_K"], help=" ".join(MIXES))
+    parser.add_argument("mixes", nargs="*", default=["Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"], help=" ".join(MIXES))
     parser.add_argument("-m", "--shape", default="tinyllama", choices=SHAPES)
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-d", "--depth", type=int, default=0, help="tokens read before the 64 are written")
     parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avx512")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--file", type=Path, help="any GGUF file instead of one with random weights")
     parser.add_argument("--text", type=lambda s: [int(n) for n in s.split(",")], help="depths of text, rising")
     parser.add_argument("--longest", type=int, default=8192, help="deepest text that llama.cpp is made to read")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
@@ -282,11 +290,13 @@ def main() -> None:
         for mix in options.mixes:
             compare_texts(model_file(options.folder, options.shape, mix, options.layers), mix, options)
         return
+    if options.file:
+        options.mixes, options.shape = [options.file.stem], options.file.name
     print(f"{options.shape}, {options.threads} threads, depth {options.depth}, {options.rounds} rounds; median (best)\n")
     print("| weights | engine | pp512 t/s | ratio | tg64 t/s | ratio | tg GB/s | probe GB/s | peak RSS MiB (anon) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for mix in options.mixes:
-        compare(model_file(options.folder, options.shape, mix, options.layers), mix, options)
+        compare(options.file or model_file(options.folder, options.shape, mix, options.layers), mix, options)
 
 
 if __name__ == "__main__":
