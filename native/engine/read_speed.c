@@ -58,7 +58,9 @@ double lmi_model_read_speed(lmi_model *model) {
     pool_lock(model->workers);
     const double began = seconds_now();
     double best = 0.0;
-    for (double last = began; last - began < 0.2 || best == 0.0;) {
+    int n_passes = 0;
+    for (double last = began; last - began < 0.2 || n_passes < 3;
+         n_passes++) { /* the first meets pages that are not mapped yet */
         pool_run(model->workers, read_piece, &r, (int64_t)((n_bytes + PIECE - 1) / PIECE));
         const double now = seconds_now();
         best = (double)n_bytes / (now - last) > best ? (double)n_bytes / (now - last) : best;

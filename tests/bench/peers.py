@@ -4,9 +4,10 @@
     python tests/bench/peers.py Q4_0 -r 7  one type, seven rounds
     python tests/bench/peers.py Q4_0 --text 0,2048,8192    writing after so much text, lmi with a window of 2,048 tokens
 
-Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that
-its memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and
-read bandwidth is probed beside it: a busy or throttled machine shows there. Figures are medians over the rounds.
+Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that its
+memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and the rate
+at which the same threads can read the weights at all is probed beside it: a busy or throttled machine shows there. Figures are
+medians over the rounds.
 
 llama.cpp is compiled for the machine at hand. Where it ends with a signal in a virtual machine that shows AMX but does not
 run it, install it again without: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".
@@ -17,7 +18,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -219,17 +219,6 @@ class Worker:
         return peak, anonymous
 
 
-def bandwidth(arrays: list[np.ndarray]) -> float:
-    """GB/s that one thread an array reads from memory."""
-    threads = [threading.Thread(target=np.bitwise_or.reduce, args=(array,)) for array in arrays]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(array.nbytes for array in arrays) / (time.perf_counter() - began) / 1e9
-
-
 def vocabulary(path: str) -> int:
     import gguf
 
@@ -246,15 +235,18 @@ def bytes_per_token(path: Path) -> int:
 
 def compare(path: Path, mix: str, options: argparse.Namespace) -> None:
     workers = {name: Worker(name, path, options.threads, options.depth, options.isa) for name in ENGINES}
-    arrays = [np.zeros(1 << 25, np.int64) + 1 for _ in range(options.threads)]
+    import lmi
+    from lmi.bench import read_speed
+
+    mapped = lmi.Model(path, threads=options.threads)
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
     probes = []
     for i in range(options.rounds):
-        probes.append(bandwidth(arrays))
+        probes.append(read_speed(mapped) / 1e9)
         for name in list(workers)[:: 1 if i % 2 else -1]:
             results[name].append(workers[name].measure())
             time.sleep(0.3)  # the other's idle threads go to sleep
-    probes.append(bandwidth(arrays))
+    probes.append(read_speed(mapped) / 1e9)
     medians = {name: [statistics.median(column) for column in zip(*rounds)] for name, rounds in results.items()}
     bests = {name: [max(column) for column in zip(*rounds)] for name, rounds in results.items()}
     for name, subject in workers.items():
@@ -283,15 +275,15 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=8192, help="deepest text that llama.cpp is made to read")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
+    if options.file:
+        options.mixes, options.shape = [options.file.stem], options.file.name
     if options.text:
         print(f"{options.shape}, {options.threads} threads, lmi: first {TEXT_SINKS} + last {TEXT_WINDOW} tokens\n")
         print("| weights | text | lmi t/s | llama.cpp t/s | ratio | llama.cpp RSS MiB | lmi RSS MiB |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for mix in options.mixes:
-            compare_texts(model_file(options.folder, options.shape, mix, options.layers), mix, options)
+            compare_texts(options.file or model_file(options.folder, options.shape, mix, options.layers), mix, options)
         return
-    if options.file:
-        options.mixes, options.shape = [options.file.stem], options.file.name
     print(f"{options.shape}, {options.threads} threads, depth {options.depth}, {options.rounds} rounds; median (best)\n")
     print("| weights | engine | pp512 t/s | ratio | tg64 t/s | ratio | tg GB/s | probe GB/s | peak RSS MiB (anon) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
