@@ -45,6 +45,18 @@ static bool has_avx2(void) { return false; }
 static bool has_avx512(void) { return false; }
 #endif
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+
+/* NEON itself is always there; dot products of bytes and arithmetic with halves came with ARMv8.2, as options. */
+static bool has_neon(void) {
+    const unsigned long needed = HWCAP_ASIMD | HWCAP_ASIMDDP | HWCAP_FPHP | HWCAP_ASIMDHP;
+    return (getauxval(AT_HWCAP) & needed) == needed;
+}
+#else
+static bool has_neon(void) { return false; }
+#endif
+
 bool cpu_has(lmi_isa isa) {
     switch (isa) {
     case LMI_ISA_AUTO:
@@ -55,11 +67,7 @@ bool cpu_has(lmi_isa isa) {
     case LMI_ISA_AVX512:
         return has_avx512();
     case LMI_ISA_NEON:
-#if defined(__aarch64__)
-        return true;
-#else
-        return false;
-#endif
+        return has_neon();
     }
     return false;
 }

@@ -1,4 +1,4 @@
-/* Streaming attention for columns with vectors. attention_avx2.c and attention_avx512.c define the primitives below and include
+/* Streaming attention for columns with vectors. attention_{avx2,avx512,neon}.c define the primitives below and include
  * this file; everything here is written once.
  *
  * Query rows are taken in groups of GROUP, as many as fit the registers. Per block of 64 slots: logits of a group grow side by

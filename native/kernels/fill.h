@@ -12,11 +12,13 @@
 void matmul_fill_ref(kernels *table);
 void matmul_fill_avx2(kernels *table);
 void matmul_fill_avx512(kernels *table);
+void matmul_fill_neon(kernels *table);
 
 /* kv_store, attend_ring, attend_sinks, attend_scratch */
 void attention_fill_ref(kernels *table);
 void attention_fill_avx2(kernels *table);
 void attention_fill_avx512(kernels *table);
+void attention_fill_neon(kernels *table);
 
 /* rms_norm, layer_norm, rope, activate, softcap, clamp, add, scale */
 void vector_fill_ref(kernels *table);

@@ -31,6 +31,10 @@ static void fill_columns(void) {
     matmul_fill_avx512(avx512);
     attention_fill_avx512(avx512);
     vector_fill_avx512(avx512);
+#elif defined(__aarch64__)
+    kernels *neon = begin_column(LMI_ISA_NEON);
+    matmul_fill_neon(neon);
+    attention_fill_neon(neon);
 #endif
 }
 

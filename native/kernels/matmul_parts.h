@@ -83,5 +83,6 @@ static inline void pack_clear_tails(act_kind kind, void *row, int64_t k) {
 void pack_fill_ref(kernels *table);
 void pack_fill_avx2(kernels *table);
 void pack_fill_avx512(kernels *table);
+void pack_fill_neon(kernels *table);
 
 #endif
