@@ -147,9 +147,10 @@ typedef struct dots {
     int32x4_t of[TOKENS][2]; /* rows 0..3, 4..7 */
 } dots;
 
-/* Four columns: those of lane LANE of x. */
+/* Four columns: those of lane LANE of x. Loads stay where they are written: all at once, they push sums out of registers. */
 #define ADD_FOUR(LANE)                                                                                                         \
     {                                                                                                                          \
+        __asm__ volatile("" ::: "memory");                                                                                     \
         int8x16_t low = vld1q_s8(fours[LANE][half]), high = vld1q_s8(fours[LANE][half + 4]);                                   \
         UNROLL for (int t = 0; t < TOKENS; t++) {                                                                              \
             dot->of[t][0] = vdotq_laneq_s32(dot->of[t][0], low, x[t], LANE);                                                   \
