@@ -53,8 +53,14 @@ static bool has_neon(void) {
     const unsigned long needed = HWCAP_ASIMD | HWCAP_ASIMDDP | HWCAP_FPHP | HWCAP_ASIMDHP;
     return (getauxval(AT_HWCAP) & needed) == needed;
 }
+
+bool cpu_has_i8mm(void) {
+    const unsigned long i8mm = 1ul << 13; /* HWCAP2_I8MM, which older headers lack */
+    return has_neon() && (getauxval(AT_HWCAP2) & i8mm) != 0;
+}
 #else
 static bool has_neon(void) { return false; }
+bool cpu_has_i8mm(void) { return false; }
 #endif
 
 bool cpu_has(lmi_isa isa) {

@@ -1,17 +1,20 @@
 /* The matmul column for NEON. */
 #include "kernels/matmul_neon.h"
 
+#include "base/cpu.h"
 #include "kernels/fill.h"
 
-#define CHOOSE(TYPE, NAME)                                                                                                     \
-    static void matmul_##NAME(const matmul_args *a) {                                                                          \
+#define CHOOSE(NAME, TILES)                                                                                                    \
+    static void matmul_##NAME##_with_##TILES(const matmul_args *a) {                                                           \
         if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
             matmul_rows_##NAME##_neon(a);                                                                                      \
         } else {                                                                                                               \
-            matmul_tiles_##NAME##_neon(a);                                                                                     \
+            matmul_tiles_##NAME##_##TILES(a);                                                                                  \
         }                                                                                                                      \
     }
-MATMUL_INTEGER_TYPES(CHOOSE)
+#define CHOICES(TYPE, NAME) CHOOSE(NAME, neon) CHOOSE(NAME, i8mm)
+MATMUL_INTEGER_TYPES(CHOICES)
+#undef CHOICES
 #undef CHOOSE
 
 static size_t scratch_bytes(int64_t k) {
@@ -21,7 +24,8 @@ static size_t scratch_bytes(int64_t k) {
 }
 
 void matmul_fill_neon(kernels *table) {
-#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME;
+    const bool i8mm = cpu_has_i8mm();
+#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = i8mm ? matmul_##NAME##_with_i8mm : matmul_##NAME##_with_neon;
     MATMUL_INTEGER_TYPES(ROW)
 #undef ROW
     table->matmul[QUANT_F32] = matmul_f32_neon;

@@ -9,7 +9,8 @@
 
 #define MATMUL_DECLARE(TYPE, NAME)                                                                                             \
     void matmul_rows_##NAME##_neon(const matmul_args *a);                                                                      \
-    void matmul_tiles_##NAME##_neon(const matmul_args *a);
+    void matmul_tiles_##NAME##_neon(const matmul_args *a);                                                                     \
+    void matmul_tiles_##NAME##_i8mm(const matmul_args *a); /* for CPUs with smmla */
 MATMUL_INTEGER_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE
 

@@ -52,8 +52,9 @@ static void test_isas(void) {
     __asm__("mrs %0, ID_AA64PFR0_EL1" : "=r"(pfr));
     const bool dot_products = (isar >> 44 & 15) == 1, halves = (pfr >> 20 & 15) == 1 && (pfr >> 16 & 15) == 1;
     CHECK(cpu_has(LMI_ISA_NEON) == (dot_products && halves) && !cpu_has(LMI_ISA_AVX2));
+    CHECK(cpu_has(LMI_ISA_NEON) || !cpu_has_i8mm());
 #else
-    CHECK(!cpu_has(LMI_ISA_NEON));
+    CHECK(!cpu_has(LMI_ISA_NEON) && !cpu_has_i8mm());
 #endif
     CHECK(!cpu_has((lmi_isa)99) && !cpu_has((lmi_isa)-1));
     CHECK(strcmp(cpu_isa_name((lmi_isa)99), "unknown") == 0);
