@@ -6,7 +6,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <time.h>
+
+#include "base/clock.h"
 
 /* How long a thread spins before it sleeps: longer than the gap between two steps of a layer. Measured by the clock, since one
  * pause takes 10 to 150 cycles, depending on the CPU. */
@@ -58,9 +59,7 @@ static bool spin_on(spin *s) {
     if (s->rounds++ % PAUSES_PER_LOOK != 0) {
         return true;
     }
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    int64_t nanoseconds = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    const int64_t nanoseconds = clock_nanoseconds();
     if (s->end == 0) {
         s->end = nanoseconds + SPIN_NANOSECONDS;
     }

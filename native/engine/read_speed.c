@@ -1,8 +1,8 @@
 /* How fast this machine can read a model's weights at all: the limit of writing one token after the other. */
 #define _GNU_SOURCE
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "engine/model.h"
 
 enum { PIECE = 1 << 20, AHEAD = 4096 };
@@ -40,12 +40,6 @@ static void read_piece(void *context, int64_t piece, int worker) {
     r->sums[worker][0] += a + b + c + d;
 }
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 double lmi_model_read_speed(lmi_model *model) {
     if (model == NULL || model->file->n_tensors == 0) {
         return 0.0;
@@ -56,13 +50,13 @@ double lmi_model_read_speed(lmi_model *model) {
         n_bytes += model->file->tensors[i].n_bytes; /* extents do not overlap */
     }
     pool_lock(model->workers);
-    const double began = seconds_now();
+    const double began = clock_seconds();
     double best = 0.0;
     int n_passes = 0;
     for (double last = began; last - began < 0.2 || n_passes < 3;
          n_passes++) { /* the first meets pages that are not mapped yet */
         pool_run(model->workers, read_piece, &r, (int64_t)((n_bytes + PIECE - 1) / PIECE));
-        const double now = seconds_now();
+        const double now = clock_seconds();
         best = (double)n_bytes / (now - last) > best ? (double)n_bytes / (now - last) : best;
         last = now;
     }

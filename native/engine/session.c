@@ -5,8 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "lambda/window.h"
 
 #define MAX_POSITION ((int64_t)1 << 62)
@@ -150,12 +150,6 @@ static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, b
 
 void session_drop_ahead(lmi_session *session) { session->n_ahead = session->n_taken = 0; }
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* True if the token is the one that was guessed: its logits are in the next row. */
 static bool take_ahead(lmi_session *s, int32_t token) {
     if (s->n_taken == s->n_ahead || token != s->ahead[s->n_taken]) {
@@ -179,13 +173,13 @@ static lmi_status read_one(lmi_session *s, int32_t token, lmi_error *error) {
     /* The first tokens of a text, which become sinks, are computed another way, and a full counter cannot go on. */
     const bool early = s->n_read<s->plan.options.sinks, late = s->n_read> MAX_POSITION - s->start - 2 * DRAFT_MOST;
     const int64_t n = early || late ? 0 : draft_guess(s->guesses, s->plan.options.draft, tokens + 1);
-    const double began = seconds_now();
+    const double began = clock_seconds();
     lmi_status status = run_tokens(s, tokens, 1 + n, 1 + n, error);
     if (status != LMI_OK) {
         draft_take_back(s->guesses, 1);
         return status;
     }
-    draft_time(s->guesses, n, seconds_now() - began);
+    draft_time(s->guesses, n, clock_seconds() - began);
     take_tokens(s, tokens, 1);
     memcpy(s->ahead, tokens + 1, (size_t)n * sizeof *tokens);
     s->n_ahead = n;
@@ -197,7 +191,7 @@ static lmi_status read_one(lmi_session *s, int32_t token, lmi_error *error) {
 
 void lmi_session_get_draft(const lmi_session *session, lmi_draft_counts *counts) { *counts = session->counts; }
 
-/* ------------------------------------------------------------------------------------------------------------------- */
+/* ---- a read call -------------------------------------------------------------------------------------------------- */
 
 static lmi_status read_all(lmi_session *s, const int32_t *tokens, size_t n, size_t *done, lmi_error *error) {
     const size_t chunk = (size_t)s->plan.options.chunk;

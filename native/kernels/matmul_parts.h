@@ -85,4 +85,32 @@ void pack_fill_avx2(kernels *table);
 void pack_fill_avx512(kernels *table);
 void pack_fill_neon(kernels *table);
 
+/* The row-wise kernels of all packed types, over pass_32, pass_256 and type_NAME of the file that names its instruction set. */
+#define ROW_WISE(KIND, NAME, ISA)                                                                                              \
+    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 4); } \
+    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 1); } \
+    void matmul_rows_##NAME##_##ISA(const matmul_args *a) {                                                                    \
+        int64_t t = 0;                                                                                                         \
+        for (; t + 4 <= a->n_tokens; t += 4) {                                                                                 \
+            NAME##_by_4(a, t);                                                                                                 \
+        }                                                                                                                      \
+        for (; t < a->n_tokens; t++) {                                                                                         \
+            NAME##_by_1(a, t);                                                                                                 \
+        }                                                                                                                      \
+    }
+#define ROW_WISE_KERNELS(ISA)                                                                                                  \
+    ROW_WISE(32, q4_0, ISA)                                                                                                    \
+    ROW_WISE(32, q4_1, ISA)                                                                                                    \
+    ROW_WISE(32, q5_0, ISA)                                                                                                    \
+    ROW_WISE(32, q5_1, ISA)                                                                                                    \
+    ROW_WISE(32, q8_0, ISA)                                                                                                    \
+    ROW_WISE(32, iq4_nl, ISA)                                                                                                  \
+    ROW_WISE(32, mxfp4, ISA)                                                                                                   \
+    ROW_WISE(256, q2_K, ISA)                                                                                                   \
+    ROW_WISE(256, q3_K, ISA)                                                                                                   \
+    ROW_WISE(256, q4_K, ISA)                                                                                                   \
+    ROW_WISE(256, q5_K, ISA)                                                                                                   \
+    ROW_WISE(256, q6_K, ISA)                                                                                                   \
+    ROW_WISE(256, iq4_xs, ISA)
+
 #endif

@@ -158,29 +158,4 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
 
-#define ROW_WISE(KIND, NAME)                                                                                                   \
-    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 4); } \
-    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 1); } \
-    void matmul_rows_##NAME##_neon(const matmul_args *a) {                                                                     \
-        int64_t t = 0;                                                                                                         \
-        for (; t + 4 <= a->n_tokens; t += 4) {                                                                                 \
-            NAME##_by_4(a, t);                                                                                                 \
-        }                                                                                                                      \
-        for (; t < a->n_tokens; t++) {                                                                                         \
-            NAME##_by_1(a, t);                                                                                                 \
-        }                                                                                                                      \
-    }
-
-ROW_WISE(32, q4_0)
-ROW_WISE(32, q4_1)
-ROW_WISE(32, q5_0)
-ROW_WISE(32, q5_1)
-ROW_WISE(32, q8_0)
-ROW_WISE(32, iq4_nl)
-ROW_WISE(32, mxfp4)
-ROW_WISE(256, q2_K)
-ROW_WISE(256, q3_K)
-ROW_WISE(256, q4_K)
-ROW_WISE(256, q5_K)
-ROW_WISE(256, q6_K)
-ROW_WISE(256, iq4_xs)
+ROW_WISE_KERNELS(neon)

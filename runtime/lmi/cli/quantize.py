@@ -9,6 +9,7 @@ from collections import Counter
 import click
 
 from lmi.cli.console import Console, Progress
+from lmi.cli.options import output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes
 
@@ -27,13 +28,8 @@ from lmi.formats import duration, human_bytes
 @click.option("--allow-requantize", is_flag=True, help="No warning where weights have been quantized before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--quiet", is_flag=True, help="Nothing on standard error but warnings and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="A line for each tensor.")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour of messages.")
-@click.option("--debug", is_flag=True, help="Show where an error came from.")
-def quantize(
-    model, output, quant, tensor_types, imatrix, threads, allow_requantize, dry_run, force, quiet, verbose, color, debug
-):
+@output_options(quiet=("--quiet",))
+def quantize(model, output, quant, tensor_types, imatrix, threads, allow_requantize, dry_run, force, console):
     """Write a GGUF file with smaller weights.
 
     \b
@@ -54,7 +50,6 @@ def quantize(
     from lmi_convert.requantize import make_plan, requantize, require_other
     from lmi_convert.writer import require_writable, stale_partials
 
-    console = Console(quiet=quiet, verbose=verbose, color=color)
     began = time.monotonic()
     with Interrupts():
         mix = find_mix(quant)
