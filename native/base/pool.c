@@ -13,6 +13,12 @@
  * pause takes 10 to 150 cycles, depending on the CPU. */
 enum { SPIN_NANOSECONDS = 50000, PAUSES_PER_LOOK = 32 };
 
+/* Pieces [first, end) that are not yet taken, as first << 32 | end: taken by compare-and-swap, from the front by their worker,
+ * the upper half by one that has run out. Within a job no range comes back once a piece of it is taken. */
+typedef struct share {
+    alignas(64) _Atomic uint64_t range;
+} share;
+
 typedef struct worker {
     pool *owner;
     pthread_t thread;
@@ -23,6 +29,7 @@ struct pool {
     int n_workers;
     int n_started;
     worker *workers; /* [n_workers]; 0 is the caller's */
+    share *shares;   /* [n_workers] */
     pthread_mutex_t turn;
     pthread_mutex_t sleep_lock;
     pthread_cond_t wake;
@@ -30,9 +37,7 @@ struct pool {
 
     pool_job *job;
     void *context;
-    int64_t n_pieces;
     alignas(64) _Atomic uint64_t generation; /* a new value is a new job */
-    alignas(64) _Atomic int64_t next_piece;
     alignas(64) _Atomic int n_inside; /* workers that may be touching the current job */
     _Atomic bool job_open;
     _Atomic bool closing;
@@ -66,11 +71,43 @@ static bool spin_on(spin *s) {
     return nanoseconds < s->end;
 }
 
-static void take_pieces(pool *p, int index) {
-    int64_t piece;
-    while ((piece = atomic_fetch_add_explicit(&p->next_piece, 1, memory_order_relaxed)) < p->n_pieces) {
-        p->job(p->context, piece, index);
+static uint64_t range_of(uint64_t first, uint64_t end) { return first << 32 | end; }
+
+/* Takes pieces [*first, *end) of a share: one from the front, or the upper half of them. */
+static bool take_from(share *from, bool half, uint64_t *first, uint64_t *end) {
+    uint64_t now = atomic_load_explicit(&from->range, memory_order_relaxed);
+    for (;;) {
+        const uint64_t a = now >> 32, b = now & UINT32_MAX;
+        if (a >= b) {
+            return false;
+        }
+        *first = half ? a + (b - a) / 2 : a;
+        *end = half ? b : a + 1;
+        const uint64_t kept = half ? range_of(a, *first) : range_of(*end, b);
+        if (atomic_compare_exchange_weak_explicit(&from->range, &now, kept, memory_order_relaxed, memory_order_relaxed)) {
+            return true;
+        }
     }
+}
+
+static bool help_another(pool *p, int index) {
+    for (int i = 1; i < p->n_workers; i++) {
+        uint64_t first, end;
+        if (take_from(&p->shares[(index + i) % p->n_workers], true, &first, &end)) {
+            atomic_store_explicit(&p->shares[index].range, range_of(first, end), memory_order_relaxed);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void take_pieces(pool *p, int index) {
+    uint64_t piece, end;
+    do {
+        while (take_from(&p->shares[index], false, &piece, &end)) {
+            p->job(p->context, (int64_t)piece, index);
+        }
+    } while (help_another(p, index));
 }
 
 static uint64_t wait_for_job(pool *p, uint64_t seen) {
@@ -148,8 +185,10 @@ void pool_run(pool *p, pool_job *job, void *context, int64_t n_pieces) {
     }
     p->job = job;
     p->context = context;
-    p->n_pieces = n_pieces;
-    atomic_store_explicit(&p->next_piece, 0, memory_order_relaxed);
+    for (int i = 0; i < p->n_workers; i++) {
+        const uint64_t n = (uint64_t)n_pieces, w = (uint64_t)p->n_workers, at = (uint64_t)i;
+        atomic_store_explicit(&p->shares[i].range, range_of(n * at / w, n * (at + 1) / w), memory_order_relaxed);
+    }
     atomic_store(&p->job_open, true);
     announce(p);
     take_pieces(p, 0);
@@ -164,12 +203,14 @@ lmi_status pool_open(int n_workers, pool **out, lmi_error *error) {
     }
     pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     worker *workers = calloc((size_t)n_workers, sizeof *workers);
-    if (p == NULL || workers == NULL) {
+    share *shares = aligned_alloc(64, (size_t)n_workers * sizeof *shares);
+    if (p == NULL || workers == NULL || shares == NULL) {
         free(p);
         free(workers);
+        free(shares);
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for %d threads", n_workers);
     }
-    *p = (pool){.n_workers = n_workers, .workers = workers};
+    *p = (pool){.n_workers = n_workers, .workers = workers, .shares = shares};
     pthread_mutex_init(&p->turn, NULL);
     pthread_mutex_init(&p->sleep_lock, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -203,6 +244,7 @@ void pool_close(pool *p) {
     pthread_mutex_destroy(&p->sleep_lock);
     pthread_mutex_destroy(&p->turn);
     free(p->workers);
+    free(p->shares);
     free(p);
 }
 
