@@ -38,7 +38,7 @@ struct pool {
     pool_job *job;
     void *context;
     alignas(64) _Atomic uint64_t generation; /* a new value is a new job */
-    alignas(64) _Atomic int n_inside; /* workers that may be touching the current job */
+    alignas(64) _Atomic int n_inside;        /* workers that may be touching the current job */
     _Atomic bool job_open;
     _Atomic bool closing;
     _Atomic int n_asleep;

@@ -25,10 +25,10 @@
  *
  * Without, arithmetic and memory take turns. One core of a shared Sapphire Rapids server, Q4_K, per cent of the bandwidth of
  * reading with such prefetches and no arithmetic: 54 without, 75 with one distance, 83 to 88 with two. */
-static inline void fetch_rows_ahead(const void *weights, int bytes) {
-    for (uintptr_t p = (uintptr_t)weights, end = p + (uintptr_t)bytes; p < end; p += 64) {
-        __builtin_prefetch((const void *)(p + 4096), 0, 2);
-        __builtin_prefetch((const void *)(p + 1024), 0, 3);
+INLINE void fetch_rows_ahead(const void *weights, int bytes) {
+    UNROLL for (int i = 0; i < bytes; i += 64) {
+        __builtin_prefetch((const void *)((uintptr_t)weights + (uintptr_t)i + 4096), 0, 2);
+        __builtin_prefetch((const void *)((uintptr_t)weights + (uintptr_t)i + 1024), 0, 3);
     }
 }
 
@@ -85,10 +85,15 @@ void pack_fill_avx2(kernels *table);
 void pack_fill_avx512(kernels *table);
 void pack_fill_neon(kernels *table);
 
-/* The row-wise kernels of all packed types, over pass_32, pass_256 and type_NAME of the file that names its instruction set. */
-#define ROW_WISE(KIND, NAME, ISA)                                                                                              \
-    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 4); } \
-    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) { pass_##KIND(a, &type_##NAME, t, 1); } \
+/* The row-wise kernels of all packed types, over pass_32, pass_256 and KIND_NAME of the file that names its instruction set;
+ * WHAT is how that file calls its descriptions. */
+#define ROW_WISE(KIND, NAME, WHAT, ISA)                                                                                        \
+    static __attribute__((noinline)) void NAME##_by_4(const matmul_args *a, int64_t t) {                                       \
+        pass_##KIND(a, &WHAT##_##NAME, t, 4);                                                                                  \
+    }                                                                                                                          \
+    static __attribute__((noinline)) void NAME##_by_1(const matmul_args *a, int64_t t) {                                       \
+        pass_##KIND(a, &WHAT##_##NAME, t, 1);                                                                                  \
+    }                                                                                                                          \
     void matmul_rows_##NAME##_##ISA(const matmul_args *a) {                                                                    \
         int64_t t = 0;                                                                                                         \
         for (; t + 4 <= a->n_tokens; t += 4) {                                                                                 \
@@ -98,19 +103,19 @@ void pack_fill_neon(kernels *table);
             NAME##_by_1(a, t);                                                                                                 \
         }                                                                                                                      \
     }
-#define ROW_WISE_KERNELS(ISA)                                                                                                  \
-    ROW_WISE(32, q4_0, ISA)                                                                                                    \
-    ROW_WISE(32, q4_1, ISA)                                                                                                    \
-    ROW_WISE(32, q5_0, ISA)                                                                                                    \
-    ROW_WISE(32, q5_1, ISA)                                                                                                    \
-    ROW_WISE(32, q8_0, ISA)                                                                                                    \
-    ROW_WISE(32, iq4_nl, ISA)                                                                                                  \
-    ROW_WISE(32, mxfp4, ISA)                                                                                                   \
-    ROW_WISE(256, q2_K, ISA)                                                                                                   \
-    ROW_WISE(256, q3_K, ISA)                                                                                                   \
-    ROW_WISE(256, q4_K, ISA)                                                                                                   \
-    ROW_WISE(256, q5_K, ISA)                                                                                                   \
-    ROW_WISE(256, q6_K, ISA)                                                                                                   \
-    ROW_WISE(256, iq4_xs, ISA)
+#define ROW_WISE_KERNELS(WHAT, ISA)                                                                                            \
+    ROW_WISE(32, q4_0, WHAT, ISA)                                                                                              \
+    ROW_WISE(32, q4_1, WHAT, ISA)                                                                                              \
+    ROW_WISE(32, q5_0, WHAT, ISA)                                                                                              \
+    ROW_WISE(32, q5_1, WHAT, ISA)                                                                                              \
+    ROW_WISE(32, q8_0, WHAT, ISA)                                                                                              \
+    ROW_WISE(32, iq4_nl, WHAT, ISA)                                                                                            \
+    ROW_WISE(32, mxfp4, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, q2_K, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, q3_K, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, q4_K, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, q5_K, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, q6_K, WHAT, ISA)                                                                                             \
+    ROW_WISE(256, iq4_xs, WHAT, ISA)
 
 #endif

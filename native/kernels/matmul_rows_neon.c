@@ -158,4 +158,4 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
 
-ROW_WISE_KERNELS(neon)
+ROW_WISE_KERNELS(type, neon)

@@ -171,26 +171,38 @@ INLINE __m512i q3_K_columns(const uint8_t *b, int j) {
 }
 
 /* Scales of 6 bits: low four in bytes 0..7 (groups 0..7 low, 8..15 high half), upper two in bytes 8..11, byte i % 4. */
-INLINE header_256 q3_K_header(const uint8_t *b) {
-    const uint8_t *s = b + offsetof(block_q3_K, scales);
+INLINE __m128i q3_K_scale_bytes(const uint8_t *s) {
     uint64_t low;
     memcpy(&low, s, sizeof low);
     const uint64_t nibbles = UINT64_C(0x0f0f0f0f0f0f0f0f);
     __m128i v = _mm_set_epi64x((long long)(low >> 4 & nibbles), (long long)(low & nibbles));
     __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)load_u32(s + 8)), _mm_setr_epi32(0, 2, 4, 6));
     high = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
-    v = _mm_sub_epi8(_mm_or_si128(v, high), _mm_set1_epi8(32));
+    return _mm_sub_epi8(_mm_or_si128(v, high), _mm_set1_epi8(32));
+}
+
+INLINE header_256 q3_K_header(const uint8_t *b) {
+    const __m128i v = q3_K_scale_bytes(b + offsetof(block_q3_K, scales));
     header_256 h = {_mm256_cvtepi8_epi16(v), _mm256_setzero_si256(), load_half(b + offsetof(block_q3_K, d)), 0};
     return h;
 }
 
-/* Q4_K and Q5_K: d, dmin, then eight 6-bit scales and eight 6-bit minima in twelve bytes. */
-INLINE header_256 scales_of_32(const uint8_t *b) {
-    uint32_t s0 = load_u32(b + 4), s1 = load_u32(b + 8), s2 = load_u32(b + 12);
+typedef struct scales_6 {
+    uint64_t scales, minima; /* a byte for each group of 32 columns */
+} scales_6;
+
+/* Q4_K and Q5_K: eight 6-bit scales and eight 6-bit minima in twelve bytes. */
+INLINE scales_6 scales_of_32(const uint8_t *s) {
+    const uint32_t s0 = load_u32(s), s1 = load_u32(s + 4), s2 = load_u32(s + 8);
     const uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, low2 = 0x03030303;
-    uint64_t scales = (s0 & low6) | (uint64_t)((s2 & low4) | (s0 >> 6 & low2) << 4) << 32;
-    uint64_t minima = (s1 & low6) | (uint64_t)((s2 >> 4 & low4) | (s1 >> 6 & low2) << 4) << 32;
-    __m128i v = _mm_set_epi64x((long long)minima, (long long)scales);
+    scales_6 v = {(s0 & low6) | (uint64_t)((s2 & low4) | (s0 >> 6 & low2) << 4) << 32,
+                  (s1 & low6) | (uint64_t)((s2 >> 4 & low4) | (s1 >> 6 & low2) << 4) << 32};
+    return v;
+}
+
+INLINE header_256 q4_K_header(const uint8_t *b) {
+    const scales_6 s = scales_of_32(b + offsetof(block_q4_K, scales));
+    __m128i v = _mm_set_epi64x((long long)s.minima, (long long)s.scales);
     header_256 h = {_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(v, v)), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(v, v)), load_half(b),
                     load_half(b + 2)};
     return h;
@@ -230,15 +242,19 @@ INLINE __m512i iq4_xs_columns(const uint8_t *b, int j) {
     return _mm512_shuffle_epi8(iq4_table(), nibbles_of_two(qs, qs + 16));
 }
 
-INLINE header_256 iq4_xs_header(const uint8_t *b) {
+/* int32[8] */
+INLINE __m256i iq4_xs_scales_of_32(const uint8_t *b) {
     uint32_t low = load_u32(b + offsetof(block_iq4_xs, scales_l)), high = load_u16(b + offsetof(block_iq4_xs, scales_h));
     const __m256i group = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     __m256i l = _mm256_srlv_epi32(_mm256_set1_epi32((int)low), _mm256_slli_epi32(group, 2));
     __m256i h = _mm256_srlv_epi32(_mm256_set1_epi32((int)high), _mm256_slli_epi32(group, 1));
     l = _mm256_and_si256(l, _mm256_set1_epi32(15));
     h = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(3)), 4);
-    __m256i scale = _mm256_sub_epi32(_mm256_or_si256(l, h), _mm256_set1_epi32(32));
-    scale = _mm256_and_si256(scale, _mm256_set1_epi32(0xffff));
+    return _mm256_sub_epi32(_mm256_or_si256(l, h), _mm256_set1_epi32(32));
+}
+
+INLINE header_256 iq4_xs_header(const uint8_t *b) {
+    const __m256i scale = _mm256_and_si256(iq4_xs_scales_of_32(b), _mm256_set1_epi32(0xffff));
     header_256 head = {_mm256_or_si256(scale, _mm256_slli_epi32(scale, 16)), _mm256_setzero_si256(),
                        load_half(b + offsetof(block_iq4_xs, d)), 0};
     return head;
@@ -246,8 +262,8 @@ INLINE header_256 iq4_xs_header(const uint8_t *b) {
 
 static const type_256 type_q2_K = {sizeof(block_q2_K), 0, true, 16, false, q2_K_columns, q2_K_header};
 static const type_256 type_q3_K = {sizeof(block_q3_K), 4, false, 16, false, q3_K_columns, q3_K_header};
-static const type_256 type_q4_K = {sizeof(block_q4_K), 0, true, 32, false, q4_K_columns, scales_of_32};
-static const type_256 type_q5_K = {sizeof(block_q5_K), 0, true, 32, false, q5_K_columns, scales_of_32};
+static const type_256 type_q4_K = {sizeof(block_q4_K), 0, true, 32, false, q4_K_columns, q4_K_header};
+static const type_256 type_q5_K = {sizeof(block_q5_K), 0, true, 32, false, q5_K_columns, q4_K_header};
 static const type_256 type_q6_K = {sizeof(block_q6_K), 32, false, 16, false, q6_K_columns, q6_K_header};
 static const type_256 type_iq4_xs = {sizeof(block_iq4_xs), 128, false, 32, true, iq4_xs_columns, iq4_xs_header};
 
