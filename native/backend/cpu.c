@@ -73,6 +73,9 @@ static void take_worker(taker *t, const backend_context *c, cpu_worker *w) {
     for (int kind = 0; kind < ACT_KINDS; kind++) {
         w->packed[kind] = take(t, c->packed_stride[kind], 1);
     }
+    for (int i = 0; i < 2; i++) {
+        w->part[i] = take(t, (uint64_t)larger(c->shape.chunk * CUT_OF_MANY, MATMUL_ROWWISE_TOKENS * CUT_OF_FEW), sizeof(float));
+    }
     w->matmul_scratch = take(t, k->matmul_scratch((int64_t)width), 1);
     w->q = take(t, rows * d, sizeof(float));
     w->q_sink = take(t, rows * d, sizeof(float));
@@ -114,8 +117,6 @@ static void take_work(taker *t, backend_context *c) {
     for (int b = 0; b < BUFFER_LOGITS; b++) {
         c->buffers[b] = take(t, chunk * (uint64_t)step_buffer_width(spec, (step_buffer)b), sizeof(float));
     }
-    c->up = take(t, chunk * (uint64_t)widest_ff(spec), sizeof(float));
-    c->delta = take(t, chunk * (uint64_t)spec->n_embd, sizeof(float));
     for (int kind = 0; kind < ACT_KINDS; kind++) {
         const bool dense = wants_kind(c->model, (act_kind)kind, false), experts = wants_kind(c->model, (act_kind)kind, true);
         c->packed_stride[kind] = dense || experts ? act_row_bytes((act_kind)kind, widest_input(spec)) : 0;
@@ -312,40 +313,30 @@ static void pack_piece(void *context, int64_t piece, int worker_index) {
     pack_row(c, piece, &c->workers[worker_index], rows);
 }
 
-static void add_bias(const weight *w, float *y, int64_t stride, int64_t n_rows, int64_t row0, int64_t row1) {
-    if (w->bias != NULL) {
-        for (int64_t t = 0; t < n_rows; t++) {
-            for (int64_t r = row0; r < row1; r++) {
-                y[t * stride + r] += w->bias[r];
-            }
-        }
-    }
-}
-
 void cpu_multiply(const backend_context *c, const weight *w, cpu_worker *worker, const uint8_t *packed, int64_t n_tokens,
-                  int64_t row0, int64_t row1, float *y, int64_t y_stride) {
+                  int64_t row0, int64_t n_rows, float *y) {
     const matmul_args args = {
-        .w = w->data,
+        .w = (const uint8_t *)w->data + (size_t)row0 * w->row_bytes,
         .row_bytes = w->row_bytes,
         .k = w->cols,
-        .row0 = row0,
-        .row1 = row1,
+        .row1 = n_rows,
         .x = packed,
         .x_stride = c->packed_stride[cpu_kind_of(c, w)],
         .n_tokens = n_tokens,
         .y = y,
-        .y_stride = y_stride,
+        .y_stride = n_rows,
         .scratch = worker->matmul_scratch,
     };
     c->model->kernels->matmul[w->type->type](&args);
-    add_bias(w, y, y_stride, n_tokens, row0, row1);
+    for (int64_t t = 0; w->bias != NULL && t < n_tokens; t++) {
+        c->model->kernels->add(y + t * n_rows, w->bias + row0, n_rows);
+    }
 }
 
-/* y[rows of this step][row0 .. row1) = W x + bias */
-static void multiply(const backend_context *c, const weight *w, cpu_worker *worker, int64_t row0, int64_t row1, float *y) {
+static void multiply(const backend_context *c, const weight *w, cpu_worker *worker, int64_t row0, int64_t n_rows, float *y) {
     const act_kind kind = cpu_kind_of(c, w);
     const uint8_t *packed = c->n_rows == 1 ? worker->packed[kind] : c->packed[kind];
-    cpu_multiply(c, w, worker, packed, c->n_rows, row0, row1, y, w->rows);
+    cpu_multiply(c, w, worker, packed, c->n_rows, row0, n_rows, y);
 }
 
 static float *output_rows(const backend_context *c, int output) {
@@ -369,21 +360,20 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
     const weight *w = s->w[output];
     const int64_t row0 = piece * c->cut;
     const int64_t n = row0 + c->cut < w->rows ? c->cut : w->rows - row0;
-    float *y = s->kind == STEP_LINEAR_ADD ? c->delta : output_rows(c, output);
-    multiply(c, w, worker, row0, row0 + n, y);
+    multiply(c, w, worker, row0, n, worker->part[0]);
     if (s->kind == STEP_GATED && s->w[1] != NULL) {
-        multiply(c, s->w[1], worker, row0, row0 + n, c->up);
+        multiply(c, s->w[1], worker, row0, n, worker->part[1]);
     }
     for (int64_t t = 0; t < c->n_rows; t++) {
-        float *part = y + t * w->rows + row0;
+        float *part = worker->part[0] + t * n, *out = output_rows(c, output) + t * w->rows + row0;
         if (s->kind == STEP_GATED) {
-            const float *up = s->w[1] != NULL ? c->up + t * w->rows + row0 : NULL;
-            k->activate[c->model->spec->arch->activation](part, up, n, part);
+            const float *up = s->w[1] != NULL ? worker->part[1] + t * n : NULL;
+            k->activate[c->model->spec->arch->activation](part, up, n, out);
         } else if (s->kind == STEP_LINEAR_ADD) {
             if (s->gated_by_s) {
                 k->scale(part, 1.0f / (1.0f + exp_f32(-c->buffers[BUFFER_S][t])), n);
             }
-            k->add(output_rows(c, output) + t * w->rows + row0, part, n);
+            k->add(out, part, n);
         } else {
             if (s->clamp > 0.0f) {
                 k->clamp(part, s->clamp, n);
@@ -391,6 +381,7 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
             if (s->softcap > 0.0f) {
                 k->softcap(part, s->softcap, n);
             }
+            memcpy(out, part, (size_t)n * sizeof *out);
         }
     }
 }
@@ -398,7 +389,10 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
 /* Rows of a piece: about 64 KiB of weights for a few rows of activations; for many, 128 rows, since all activations pass through
  * the cache once a piece. At least eight pieces a worker where the matrix allows it. */
 int64_t cpu_choose_cut(const backend_context *c, int64_t n_weight_rows, size_t row_bytes, int64_t n_tokens) {
-    const int64_t wanted = n_tokens > 8 ? 128 : (int64_t)(65536 / row_bytes);
+    int64_t wanted = CUT_OF_MANY;
+    if (n_tokens <= MATMUL_ROWWISE_TOKENS) {
+        wanted = (int64_t)(65536 / row_bytes) < CUT_OF_FEW ? (int64_t)(65536 / row_bytes) : CUT_OF_FEW;
+    }
     const int64_t by_workers = n_weight_rows / (8 * c->n_workers);
     const int64_t cut = wanted < by_workers ? wanted : by_workers;
     return cut < MATMUL_ROW_TILE ? MATMUL_ROW_TILE : cut / MATMUL_ROW_TILE * MATMUL_ROW_TILE;

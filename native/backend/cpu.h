@@ -36,10 +36,14 @@ typedef struct cpu_routes {
     uint8_t *packed[ACT_KINDS]; /* [slots] packed rows; NULL if experts never want the kind */
 } cpu_routes;
 
+/* The most weight rows of a piece: for up to MATMUL_ROWWISE_TOKENS tokens, and for more. */
+enum { CUT_OF_FEW = 512, CUT_OF_MANY = 128 };
+
 /* Each worker's own memory; nothing in it outlives a piece but the packed input of the current step (`epoch`). */
 typedef struct cpu_worker {
     float *row;                 /* [widest input]: after the norm */
     uint8_t *packed[ACT_KINDS]; /* one packed row */
+    float *part[2]; /* [tokens][rows of the piece]: results, and a gate's other half, close together until they are done */
     void *matmul_scratch;
     float *q, *q_sink; /* [ATTEND_BLOCK * group][head_dim] */
     float *m, *z;      /* [ATTEND_BLOCK * group] */
@@ -66,8 +70,6 @@ struct backend_context {
     int64_t group; /* query heads of a kv head */
 
     float *buffers[BUFFER_COUNT]; /* [chunk][width]; BUFFER_LOGITS is the caller's */
-    float *up;                    /* [chunk][widest of n_ff, n_ff_shared, n_ff_expert] */
-    float *delta;                 /* [chunk][n_embd] */
     uint8_t *packed[ACT_KINDS];   /* [chunk] packed rows; NULL if the model never wants the kind */
     size_t packed_stride[ACT_KINDS];
     turn_set turns[MAX_ROPES];
@@ -102,8 +104,8 @@ void cpu_norm(const backend_context *c, const norm_weights *norm, const float *x
 act_kind cpu_kind_of(const backend_context *c, const weight *w);
 const float *cpu_input_row(const backend_context *c, int64_t row);
 int64_t cpu_choose_cut(const backend_context *c, int64_t n_weight_rows, size_t row_bytes, int64_t n_tokens);
-/* y[t * y_stride + r] = W x + bias for rows row0 <= r < row1 of `w` and n_tokens packed rows. */
+/* y[t * n_rows + r] = W x + bias for row row0 + r of `w` and n_tokens packed rows. */
 void cpu_multiply(const backend_context *c, const weight *w, cpu_worker *worker, const uint8_t *packed, int64_t n_tokens,
-                  int64_t row0, int64_t row1, float *y, int64_t y_stride);
+                  int64_t row0, int64_t n_rows, float *y);
 
 #endif

@@ -130,17 +130,15 @@ static weight expert_of(const weight *all, int64_t e) {
     return one;
 }
 
-/* y[slot of the expert][row0 .. row1) */
-static void multiply(const backend_context *c, int64_t e, const weight *all, cpu_worker *worker, int64_t row0, int64_t row1,
+static void multiply(const backend_context *c, int64_t e, const weight *all, cpu_worker *worker, int64_t row0, int64_t n_rows,
                      float *y) {
     const weight one = expert_of(all, e);
     const act_kind kind = cpu_kind_of(c, &one);
     const int32_t first = c->routes.first_slot[e];
     cpu_multiply(c, &one, worker, c->routes.packed[kind] + (size_t)first * c->packed_stride[kind],
-                 c->routes.first_slot[e + 1] - first, row0, row1, y, one.rows);
+                 c->routes.first_slot[e + 1] - first, row0, n_rows, y);
 }
 
-/* c->up and c->delta have a row for each token of the chunk: enough for one expert, and each piece has its own columns. */
 static void experts_piece(void *context, int64_t piece, int worker_index) {
     backend_context *c = context;
     const step *s = c->step;
@@ -154,15 +152,15 @@ static void experts_piece(void *context, int64_t piece, int worker_index) {
         if (n_slots == 0) {
             continue;
         }
-        float *y = s->kind == STEP_EXPERTS_GATED ? c->buffers[BUFFER_E] + first * rows : c->delta;
-        multiply(c, e, s->w[0], worker, row0, row0 + n, y);
+        multiply(c, e, s->w[0], worker, row0, n, worker->part[0]);
         if (s->kind == STEP_EXPERTS_GATED) {
-            multiply(c, e, s->w[1], worker, row0, row0 + n, c->up);
+            multiply(c, e, s->w[1], worker, row0, n, worker->part[1]);
         }
         for (int64_t i = 0; i < n_slots; i++) {
-            float *part = y + i * rows + row0;
+            float *part = worker->part[0] + i * n;
             if (s->kind == STEP_EXPERTS_GATED) {
-                k->activate[c->model->spec->arch->activation](part, c->up + i * rows + row0, n, part);
+                float *out = c->buffers[BUFFER_E] + (first + i) * rows + row0;
+                k->activate[c->model->spec->arch->activation](part, worker->part[1] + i * n, n, out);
             } else {
                 k->scale(part, routes->slot_share[first + i], n);
                 k->add(c->buffers[BUFFER_X] + routes->token[first + i] * rows + row0, part, n);
@@ -176,6 +174,7 @@ void cpu_experts(backend_context *c) {
     const int64_t n_tokens = c->chunk->n_tokens, n_slots = n_tokens * c->model->spec->n_experts_used;
     const int64_t rows = s->w[0]->rows, tokens_each = n_slots / c->model->spec->n_experts;
     c->cut = cpu_choose_cut(c, rows, s->w[0]->row_bytes, tokens_each);
+    c->cut = c->cut < CUT_OF_MANY ? c->cut : CUT_OF_MANY; /* an expert may have all tokens of the chunk */
     if (s->kind == STEP_EXPERTS_GATED) {
         pool_run(c->model->workers, pack_token, c, n_tokens);
     } else {

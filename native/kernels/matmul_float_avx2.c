@@ -134,18 +134,17 @@ static void fill_panel(const void *const *x, int64_t k, int64_t c0, int columns,
     }
 }
 
-static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, const fetch_list *soon,
-                     float *sums) {
+static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, fetch_plan *soon,
+                     tile_sums sums) {
     const tile *w = tile_of_w;
     const panel *p = panel_of_x;
-    float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;
     (void)n_rows;
     (void)n;
     __m256 sum[TOKENS][2];
     UNROLL for (int t = 0; t < TOKENS; t++) { sum[t][0] = sum[t][1] = _mm256_setzero_ps(); }
     for (int c = 0; c < columns; c++) {
         if (c % TILE_STEP == 0) {
-            fetch_some(soon, c / TILE_STEP);
+            fetch_some(soon);
         }
         __m256 low = _mm256_load_ps(w->w[c]), high = _mm256_load_ps(w->w[c] + 8);
         UNROLL for (int t = 0; t < TOKENS; t++) {
@@ -155,8 +154,10 @@ static void multiply(const void *tile_of_w, const void *panel_of_x, int columns,
         }
     }
     UNROLL for (int t = 0; t < TOKENS; t++) {
-        _mm256_store_ps(y[t], sum[t][0]);
-        _mm256_store_ps(y[t] + 8, sum[t][1]);
+        UNROLL for (int i = 0; i < 2; i++) {
+            float *y = sums.y + t * sums.stride + 8 * i;
+            _mm256_storeu_ps(y, sums.first ? sum[t][i] : _mm256_add_ps(_mm256_loadu_ps(y), sum[t][i]));
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 #include "kernels/matmul_parts.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = 32, COLUMNS = 256, TILES = 6, TOKENS = 12, PASS_TOKENS = 4 };
+enum { ROWS = 32, COLUMNS = 256, TILES = 4, TOKENS = 12, PASS_TOKENS = 4 };
 
 typedef struct type_float {
     int bytes;                                             /* of a value */
@@ -88,7 +88,7 @@ typedef struct panel {
     float x[TOKENS][COLUMNS + 16]; /* tokens apart in the L1 cache's sets */
 } panel;
 
-_Static_assert(TILES * sizeof(tile) + sizeof(panel) <= 240 * 1024, "tiles share the L2 cache with the activations");
+_Static_assert(TILES * sizeof(tile) + sizeof(panel) <= 288 * 1024, "tiles share the L2 cache with the activations");
 
 INLINE void unpack_tile(const type_float *type, const uint8_t *const *rows, int64_t c0, int columns, tile *out) {
     for (int half = 0; half < ROWS; half += 16) {
@@ -115,13 +115,12 @@ static void fill_panel(const void *const *x, int64_t k, int64_t c0, int columns,
 }
 
 /* 16 or 32 rows (registers: 1 or 2) and n tokens. */
-INLINE void multiply(const tile *w, const panel *p, int columns, int registers, int n, const fetch_list *soon,
-                     float (*y)[ROWS]) {
+INLINE void multiply(const tile *w, const panel *p, int columns, int registers, int n, fetch_plan *soon, tile_sums sums) {
     __m512 sum[TOKENS][2];
     UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm512_setzero_ps(); }
     for (int c = 0; c < columns; c++) {
         if (c % TILE_STEP == 0) {
-            fetch_some(soon, c / TILE_STEP);
+            fetch_some(soon);
         }
         __m512 low = _mm512_load_ps(w->w[c]), high = registers > 1 ? _mm512_load_ps(w->w[c] + 16) : low;
         UNROLL for (int t = 0; t < n; t++) {
@@ -133,26 +132,27 @@ INLINE void multiply(const tile *w, const panel *p, int columns, int registers, 
         }
     }
     UNROLL for (int t = 0; t < n; t++) {
-        _mm512_store_ps(y[t], sum[t][0]);
-        _mm512_store_ps(y[t] + 16, sum[t][1]);
+        UNROLL for (int i = 0; i < registers; i++) {
+            float *y = sums.y + t * sums.stride + 16 * i;
+            _mm512_storeu_ps(y, sums.first ? sum[t][i] : _mm512_add_ps(_mm512_loadu_ps(y), sum[t][i]));
+        }
     }
 }
 
-static void multiply_any(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {
-    float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;
+static void multiply_any(const void *w, const void *p, int columns, int n_rows, int n, fetch_plan *soon, tile_sums sums) {
     if (n_rows > 16) {
         if (n > 8) {
-            multiply(w, p, columns, 2, 12, soon, y);
+            multiply(w, p, columns, 2, 12, soon, sums);
         } else if (n > 4) {
-            multiply(w, p, columns, 2, 8, soon, y);
+            multiply(w, p, columns, 2, 8, soon, sums);
         } else {
-            multiply(w, p, columns, 2, 4, soon, y);
+            multiply(w, p, columns, 2, 4, soon, sums);
         }
     } else {
         if (n > 8) {
-            multiply(w, p, columns, 1, 12, soon, y);
+            multiply(w, p, columns, 1, 12, soon, sums);
         } else {
-            multiply(w, p, columns, 1, 8, soon, y);
+            multiply(w, p, columns, 1, 8, soon, sums);
         }
     }
 }

@@ -139,18 +139,17 @@ static void fill_panel(const void *const *x, int64_t k, int64_t c0, int columns,
         }                                                                                                                      \
     }
 
-static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, const fetch_list *soon,
-                     float *sums) {
+static void multiply(const void *tile_of_w, const void *panel_of_x, int columns, int n_rows, int n, fetch_plan *soon,
+                     tile_sums sums) {
     const tile *w = tile_of_w;
     const panel *p = panel_of_x;
-    float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;
     (void)n;
     for (int half = 0; half < n_rows; half += 8) {
         float32x4_t sum[TOKENS][2];
         UNROLL for (int t = 0; t < TOKENS; t++) { sum[t][0] = sum[t][1] = vdupq_n_f32(0); }
         for (int c = 0; c < columns; c += 4) {
             if (half == 0 && c % TILE_STEP == 0) {
-                fetch_some(soon, c / TILE_STEP);
+                fetch_some(soon);
             }
             float32x4_t x[TOKENS];
             UNROLL for (int t = 0; t < TOKENS; t++) { x[t] = vld1q_f32(p->x[t] + c); }
@@ -160,8 +159,10 @@ static void multiply(const void *tile_of_w, const void *panel_of_x, int columns,
             ADD_COLUMN(3)
         }
         UNROLL for (int t = 0; t < TOKENS; t++) {
-            vst1q_f32(y[t] + half, sum[t][0]);
-            vst1q_f32(y[t] + half + 4, sum[t][1]);
+            UNROLL for (int i = 0; i < 2; i++) {
+                float *y = sums.y + t * sums.stride + half + 4 * i;
+                vst1q_f32(y, sums.first ? sum[t][i] : vld1q_f32(y) + sum[t][i]);
+            }
         }
     }
 }

@@ -187,14 +187,18 @@ INLINE void add_group(const tile *w, const panel *p, int half, int group, int co
     }
 }
 
+INLINE __m256 begin_sum(const tile_sums *s, int t, int half) {
+    return s->first ? _mm256_setzero_ps() : _mm256_loadu_ps(s->y + t * s->stride + half);
+}
+
 INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half,
-                        const fetch_list *soon, float (*y)[ROWS]) {
+                        fetch_plan *soon, tile_sums sums) {
     __m256 sum[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = _mm256_setzero_ps(); }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = begin_sum(&sums, t, half); }
     for (int b = 0; b < columns / 32; b++) {
         __m256i dot[TOKENS];
         if (half == 0) {
-            fetch_some(soon, b);
+            fetch_some(soon);
         }
         UNROLL for (int t = 0; t < TOKENS; t++) {
             dot[t] = !has_min && !is_signed ? _mm256_set1_epi32(p->start[t][b]) : _mm256_setzero_si256();
@@ -208,20 +212,20 @@ INLINE void multiply_32(int top, bool is_signed, bool has_min, const tile *w, co
             }
         }
     }
-    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_store_ps(y[t] + half, sum[t]); }
+    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_storeu_ps(sums.y + t * sums.stride + half, sum[t]); }
 }
 
 INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const tile *w, const panel *p, int columns, int half,
-                         const fetch_list *soon, float (*y)[ROWS]) {
+                         fetch_plan *soon, tile_sums sums) {
     const int groups = 256 / group;
     __m256 sum[TOKENS];
-    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = _mm256_setzero_ps(); }
+    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t] = begin_sum(&sums, t, half); }
     for (int s = 0; s < columns / 256; s++) {
         __m256i total[TOKENS];
         UNROLL for (int t = 0; t < TOKENS; t++) { total[t] = _mm256_setzero_si256(); }
         for (int g = groups * s; g < groups * (s + 1); g++) {
             if (half == 0 && (group == TILE_STEP || g % 2 == 0)) {
-                fetch_some(soon, g * group / TILE_STEP);
+                fetch_some(soon);
             }
             add_group(w, p, half, g, group, top, is_signed, load_256(w->scale[g][half]), total);
         }
@@ -245,17 +249,16 @@ INLINE void multiply_256(int group, int top, bool is_signed, bool has_min, const
             sum[t] = _mm256_fmadd_ps(scaled, _mm256_set1_ps(p->d[t][s]), sum[t]);
         }
     }
-    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_store_ps(y[t] + half, sum[t]); }
+    UNROLL for (int t = 0; t < TOKENS; t++) { _mm256_storeu_ps(sums.y + t * sums.stride + half, sum[t]); }
 }
 
 /* Types differ here by the columns that share a scale, by the largest value, and by having minima or an offset. */
 
 #define FOR_ROWS(NAME, CALL, ...)                                                                                              \
-    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {      \
-        float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;                                                                      \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, fetch_plan *soon, tile_sums sums) {         \
         (void)n;                                                                                                               \
         for (int half = 0; half < n_rows; half += 8) {                                                                         \
-            CALL(__VA_ARGS__, w, p, columns, half, soon, y);                                                                   \
+            CALL(__VA_ARGS__, w, p, columns, half, soon, sums);                                                                \
         }                                                                                                                      \
     }
 

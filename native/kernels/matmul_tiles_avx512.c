@@ -163,6 +163,12 @@ static void fill_panel_256(const type_256 *type, const void *const *x, int64_t k
 
 /* ---- 16 or 32 rows (1 or 2 registers) times n tokens ------------------------------------------------------------------ */
 
+INLINE float *place_of(const tile_sums *s, int t, int r) { return s->y + t * s->stride + 16 * r; }
+
+INLINE __m512 begin_sum(const tile_sums *s, int t, int r) {
+    return s->first ? _mm512_setzero_ps() : _mm512_loadu_ps(place_of(s, t, r));
+}
+
 INLINE __m512i all_lanes(const void *four_bytes) { return _mm512_set1_epi32((int32_t)load_u32(four_bytes)); }
 
 /* dot[t][r] = the whole-number sums of a group of columns, a multiple of 4 */
@@ -186,13 +192,15 @@ INLINE void dot_group(const tile *w, const panel *p, int group, int columns, boo
 }
 
 INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n,
-                        const fetch_list *soon, float (*y)[ROWS]) {
+                        fetch_plan *soon, tile_sums sums) {
     __m512 sum[TOKENS][2];
-    UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm512_setzero_ps(); }
+    UNROLL for (int t = 0; t < n; t++) {
+        UNROLL for (int r = 0; r < registers; r++) { sum[t][r] = begin_sum(&sums, t0 + t, r); }
+    }
     for (int b = 0; b < columns / 32; b++) {
         __m512i dot[TOKENS][2];
         if (t0 == 0) {
-            fetch_some(soon, b);
+            fetch_some(soon);
         }
         dot_group(w, p, b, 32, !has_min, registers, t0, n, dot);
         UNROLL for (int r = 0; r < registers; r++) {
@@ -208,12 +216,12 @@ INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns
         }
     }
     UNROLL for (int t = 0; t < n; t++) {
-        UNROLL for (int r = 0; r < registers; r++) { _mm512_store_ps(y[t0 + t] + 16 * r, sum[t][r]); }
+        UNROLL for (int r = 0; r < registers; r++) { _mm512_storeu_ps(place_of(&sums, t0 + t, r), sum[t][r]); }
     }
 }
 
 INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int registers, int t0, int n,
-                         const fetch_list *soon, float (*y)[ROWS]) {
+                         fetch_plan *soon, tile_sums sums) {
     const int groups = 256 / group;
     for (int s = 0; s < columns / 256; s++) {
         __m512 sum[TOKENS][2];
@@ -221,7 +229,7 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
         for (int g = groups * s; g < groups * (s + 1); g++) {
             __m512i dot[TOKENS][2];
             if (t0 == 0 && (group == TILE_STEP || g % 2 == 0)) {
-                fetch_some(soon, g * group / TILE_STEP);
+                fetch_some(soon);
             }
             dot_group(w, p, g, group, !has_min, registers, t0, n, dot);
             UNROLL for (int r = 0; r < registers; r++) {
@@ -237,42 +245,41 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
         UNROLL for (int i = pairs * s; i < pairs * (s + 1); i++) {
             __m512i low = _mm512_load_si512(w->minima[i]), high = _mm512_load_si512(w->minima[i][16]);
             UNROLL for (int t = 0; t < n; t++) {
-                __m512i sums = all_lanes(p->sums[t0 + t] + 2 * i);
-                minima[t][0] = _mm512_dpwssd_epi32(minima[t][0], low, sums);
+                __m512i x = all_lanes(p->sums[t0 + t] + 2 * i);
+                minima[t][0] = _mm512_dpwssd_epi32(minima[t][0], low, x);
                 if (registers > 1) {
-                    minima[t][1] = _mm512_dpwssd_epi32(minima[t][1], high, sums);
+                    minima[t][1] = _mm512_dpwssd_epi32(minima[t][1], high, x);
                 }
             }
         }
         UNROLL for (int r = 0; r < registers; r++) {
             __m512 dmin = _mm512_load_ps(w->dmin[s] + 16 * r);
             UNROLL for (int t = 0; t < n; t++) {
-                float *total = y[t0 + t] + 16 * r;
                 if (has_min) {
                     sum[t][r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima[t][r]), dmin, sum[t][r]);
                 }
-                __m512 before = s == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total);
-                _mm512_store_ps(total, _mm512_fmadd_ps(sum[t][r], _mm512_set1_ps(p->d[t0 + t][s]), before));
+                __m512 total = _mm512_fmadd_ps(sum[t][r], _mm512_set1_ps(p->d[t0 + t][s]), begin_sum(&sums, t0 + t, r));
+                _mm512_storeu_ps(place_of(&sums, t0 + t, r), total);
             }
         }
+        sums.first = false;
     }
 }
 
 /* Types differ here only by the columns that share a scale, and by having minima or an offset. */
 
 #define FOR_TOKENS(NAME, CALL, ...)                                                                                            \
-    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {      \
-        float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;                                                                      \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, fetch_plan *soon, tile_sums sums) {         \
         if (n_rows <= 16) {                                                                                                    \
-            CALL(__VA_ARGS__, w, p, columns, 1, 0, TOKENS, soon, y);                                                           \
+            CALL(__VA_ARGS__, w, p, columns, 1, 0, TOKENS, soon, sums);                                                        \
             return;                                                                                                            \
         }                                                                                                                      \
         int t = 0;                                                                                                             \
         for (; t + 2 < n; t += PASS) {                                                                                         \
-            CALL(__VA_ARGS__, w, p, columns, 2, t, PASS, soon, y);                                                             \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, PASS, soon, sums);                                                          \
         }                                                                                                                      \
         for (; t < n; t += 2) {                                                                                                \
-            CALL(__VA_ARGS__, w, p, columns, 2, t, 2, soon, y);                                                                \
+            CALL(__VA_ARGS__, w, p, columns, 2, t, 2, soon, sums);                                                             \
         }                                                                                                                      \
     }
 

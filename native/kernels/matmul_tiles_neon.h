@@ -263,21 +263,28 @@ static void fill_panel_256_by_32(const void *const *x, int64_t k, int64_t c0, in
 
 /* ---- eight rows times four tokens ------------------------------------------------------------------------------------ */
 
-INLINE void store_sums(float32x4_t sum[TOKENS][2], int half, float (*y)[ROWS]) {
+INLINE void begin_sums(float32x4_t sum[TOKENS][2], int half, const tile_sums *sums) {
     UNROLL for (int t = 0; t < TOKENS; t++) {
-        vst1q_f32(y[t] + half, sum[t][0]);
-        vst1q_f32(y[t] + half + 4, sum[t][1]);
+        UNROLL for (int i = 0; i < 2; i++) {
+            sum[t][i] = sums->first ? vdupq_n_f32(0) : vld1q_f32(sums->y + t * sums->stride + half + 4 * i);
+        }
     }
 }
 
-INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
-                        float (*y)[ROWS]) {
+INLINE void store_sums(float32x4_t sum[TOKENS][2], int half, const tile_sums *sums) {
+    UNROLL for (int t = 0; t < TOKENS; t++) {
+        vst1q_f32(sums->y + t * sums->stride + half, sum[t][0]);
+        vst1q_f32(sums->y + t * sums->stride + half + 4, sum[t][1]);
+    }
+}
+
+INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns, int half, fetch_plan *soon, tile_sums sums) {
     float32x4_t sum[TOKENS][2];
-    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t][0] = sum[t][1] = vdupq_n_f32(0); }
+    begin_sums(sum, half, &sums);
     for (int b = 0; b < columns / 32; b++) {
         dots dot;
         if (half == 0) {
-            fetch_some(soon, b);
+            fetch_some(soon);
         }
         dot_columns(w, p, half, 32 * b, 32, &dot);
         UNROLL for (int i = 0; i < 2; i++) {
@@ -290,20 +297,20 @@ INLINE void multiply_32(bool has_min, const tile *w, const panel *p, int columns
             }
         }
     }
-    store_sums(sum, half, y);
+    store_sums(sum, half, &sums);
 }
 
-INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int half, const fetch_list *soon,
-                         float (*y)[ROWS]) {
+INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p, int columns, int half, fetch_plan *soon,
+                         tile_sums sums) {
     const int groups = 256 / group;
     float32x4_t sum[TOKENS][2];
-    UNROLL for (int t = 0; t < TOKENS; t++) { sum[t][0] = sum[t][1] = vdupq_n_f32(0); }
+    begin_sums(sum, half, &sums);
     for (int s = 0; s < columns / 256; s++) {
         dots total = {{{vdupq_n_s32(0)}}};
         for (int g = groups * s; g < groups * (s + 1); g++) {
             dots dot;
             if (half == 0 && (group == TILE_STEP || g % 2 == 0)) {
-                fetch_some(soon, g * group / TILE_STEP);
+                fetch_some(soon);
             }
             dot_columns(w, p, half, g * group, group, &dot);
             add_scaled(&total, &dot, w->scale[g] + half);
@@ -323,17 +330,16 @@ INLINE void multiply_256(int group, bool has_min, const tile *w, const panel *p,
             }
         }
     }
-    store_sums(sum, half, y);
+    store_sums(sum, half, &sums);
 }
 
 /* Types differ here by the columns that share a scale and by having minima. */
 
 #define FOR_ROWS(NAME, CALL, ...)                                                                                              \
-    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, const fetch_list *soon, float *sums) {      \
-        float (*y)[ROWS] = (float (*)[ROWS])(void *)sums;                                                                      \
+    static void NAME(const void *w, const void *p, int columns, int n_rows, int n, fetch_plan *soon, tile_sums sums) {         \
         (void)n;                                                                                                               \
         for (int half = 0; half < n_rows; half += 8) {                                                                         \
-            CALL(__VA_ARGS__, w, p, columns, half, soon, y);                                                                   \
+            CALL(__VA_ARGS__, w, p, columns, half, soon, sums);                                                                \
         }                                                                                                                      \
     }
 
