@@ -8,7 +8,7 @@
 #include "kernels/matmul_avx2.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = 16, COLUMNS = 256, TILES = 6, TOKENS = 4, PASS_TOKENS = 4 };
+enum { ROWS = 16, COLUMNS = 256, TILES = 8, TOKENS = 6, PASS_TOKENS = 4 };
 
 typedef struct type_float {
     int bytes;                             /* of a value */
