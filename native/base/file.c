@@ -147,6 +147,7 @@ static lmi_status map_whole(const char *path, file_view *view, lmi_error *error)
                status == LMI_IO ? "Read it into memory instead: --no-mmap" : "Raise the limit of address space (ulimit -v).");
         return status;
     }
+    memory_in_large_pages(bytes, (size_t)view->size);
     view->bytes = bytes;
     view->mapped = true;
     return LMI_OK;
@@ -164,11 +165,12 @@ static lmi_status read_whole(const char *path, file_view *view, lmi_error *error
         return LMI_OUT_OF_MEMORY;
     }
     void *bytes = NULL;
-    if (posix_memalign(&bytes, 64, (size_t)view->size) != 0) {
+    if (posix_memalign(&bytes, LARGE_PAGE, (size_t)view->size) != 0) {
         fail(error, LMI_OUT_OF_MEMORY, "no memory to read %s (%s)", show(path, shown), human_bytes(view->size, size));
         remedy(error, "Leave the file mapped: without --no-mmap.");
         return LMI_OUT_OF_MEMORY;
     }
+    memory_in_large_pages(bytes, (size_t)view->size);
     view->bytes = bytes;
     for (uint64_t done = 0; done < view->size;) {
         uint64_t left = view->size - done;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -170,5 +171,13 @@ void memory_now(lmi_memory *memory) {
     /* The kernel updates the two at different moments. */
     if (memory->peak_resident_bytes < memory->resident_bytes) {
         memory->peak_resident_bytes = memory->resident_bytes;
+    }
+}
+
+void memory_in_large_pages(const void *bytes, size_t size) {
+    const uintptr_t first = (uintptr_t)bytes, end = (first + size) / LARGE_PAGE * LARGE_PAGE;
+    const uintptr_t start = (first + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    if (end > start) {
+        (void)madvise((void *)start, end - start, MADV_HUGEPAGE);
     }
 }

@@ -3,6 +3,7 @@
     make bench-peers                       all types of the TinyLlama-1.1B shape
     python tests/bench/peers.py Q4_0 -r 7  one type, seven rounds
     python tests/bench/peers.py Q4_0 --text 0,2048,8192    writing after so much text, lmi with a window of 2,048 tokens
+    python tests/bench/peers.py --tokenize book.txt vocab.gguf ...           text to tokens, one thread
 
 Models have random weights under a real shape, made once in build/bench. Each engine works in a process of its own, so that its
 memory can be told apart; in every round each reads 512 tokens and then writes 64 (one at a time, logits of each), and the rate
@@ -194,6 +195,33 @@ def worker(engine: str, path: str, threads: int, depth: int, isa: str) -> None:
     print(peak["VmHWM"] / 1024, peak["RssAnon"] / 1024, flush=True)
 
 
+def compare_tokenizers(text: bytes, vocabulary: Path, rounds: int) -> None:
+    """Both from bytes in memory to a list or array of ids, which have to be the same."""
+    import llama_cpp
+    import lmi
+
+    silent = llama_cpp.llama_log_callback(lambda level, line, data: None)
+    llama_cpp.llama_log_set(silent, None)
+    options = llama_cpp.llama_model_default_params()
+    options.vocab_only = True
+    handle = llama_cpp.llama_model_load_from_file(str(vocabulary).encode(), options)
+    theirs, room = llama_cpp.llama_model_get_vocab(handle), (llama_cpp.llama_token * (len(text) + 16))()
+    ours = lmi.Model(vocabulary, vocab_only=True)
+    seconds: dict[str, list[float]] = {"lmi": [], "llama.cpp": []}
+    for _ in range(rounds):
+        began = time.perf_counter()
+        ids = [i for part in ours.iter_tokens(text, bos=False) for i in part]
+        seconds["lmi"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        n = llama_cpp.llama_tokenize(theirs, text, len(text), room, len(room), False, False)
+        seconds["llama.cpp"].append(time.perf_counter() - began)
+    start = [ours.vocabulary.bos] if ours.vocabulary.bos is not None and ours.vocabulary.add_bos else []
+    same = "yes" if ids == room[:n] or start + ids == room[:n] else "NO"
+    speed = {name: len(text) / statistics.median(s) / 1e6 for name, s in seconds.items()}
+    ratio = speed["lmi"] / speed["llama.cpp"]
+    print(f"| {vocabulary.stem} | {speed['lmi']:.1f} | {speed['llama.cpp']:.1f} | {ratio:.1f} | {same} |", flush=True)
+
+
 class Worker:
     def __init__(self, *arguments: object) -> None:
         command = [sys.executable, __file__, "--worker", *map(str, arguments)]
@@ -272,9 +300,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--file", type=Path, help="any GGUF file instead of one with random weights")
     parser.add_argument("--text", type=lambda s: [int(n) for n in s.split(",")], help="depths of text, rising")
+    parser.add_argument("--tokenize", type=Path, metavar="TEXT", help="compare the tokenizers of the vocabularies (GGUF) given")
     parser.add_argument("--longest", type=int, default=8192, help="deepest text that llama.cpp is made to read")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
+    if options.tokenize:
+        print("| vocabulary | lmi MB/s | llama.cpp MB/s | ratio | same ids |")
+        print("| --- | --- | --- | --- | --- |")
+        for vocabulary in options.mixes:
+            compare_tokenizers(options.tokenize.read_bytes(), Path(vocabulary), options.rounds)
+        return
     if options.file:
         options.mixes, options.shape = [options.file.stem], options.file.name
     if options.text:

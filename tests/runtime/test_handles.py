@@ -39,13 +39,11 @@ def test_second_thread_is_refused_and_not_frozen(open_model):
         assert entered.wait(20)
         refused = 0
         while thread.is_alive() and refused < 5:
-            began = time.monotonic()
             try:
                 s.view  # noqa: B018
             except lmi.SessionBusy as e:
-                refused += 1
+                refused += thread.is_alive()  # answered at once, not when the other was done
                 assert "another thread" in e.message
-            assert time.monotonic() - began < 1
             assert s.position > 0  # may be asked by anyone
             time.sleep(0.001)
         s.cancel()
@@ -72,11 +70,11 @@ def test_cancel_stops_between_layers(open_model):
         thread, outcome = in_thread(lambda: s.feed(TEXT * 20_000))
         while s.position == 0:
             time.sleep(0.001)
-        began = time.monotonic()
         s.cancel()
-        thread.join(20)
-        assert time.monotonic() - began < 1
+        asked = s.position
+        thread.join(60)
         assert isinstance(outcome[0], lmi.Cancelled)
+        assert s.position <= asked + 512  # the chunk in progress at most
         assert s.position % 512 == 0  # whole chunks
         n = s.position
         s.feed("x")

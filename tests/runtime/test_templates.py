@@ -232,11 +232,11 @@ ESCAPES = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bomb_is_refused_soon_and_small(name):
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TemplateError):
         ChatTemplate(BOMBS[name]).render([{"role": "user", "content": "hi"}])
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert time.monotonic() - began < 5  # 2 s of its own, and a busy machine
+    assert time.process_time() - began < 5  # the limit is 2 s
     assert grown_kib < 256 * 1024
 
 
