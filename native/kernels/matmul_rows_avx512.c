@@ -176,7 +176,7 @@ INLINE __m128i words_of_eight(const uint8_t *b, int bytes, int at) {
     return _mm512_castsi512_si128(_mm512_permutex2var_epi16(load_512(b), index, load_512(b + 4 * bytes)));
 }
 
-static void begin_32(const matmul_args *a, const unit_32 *type, int64_t t, unit_x *out) {
+INLINE void begin_32(const matmul_args *a, const unit_32 *type, int64_t t, unit_x *out) {
     const void *row = token_row(a, t);
     const float *d = act_scales(row, a->k);
     const int32_t *sum = act_sums_32(row, a->k);
@@ -328,7 +328,8 @@ INLINE unit_scales q3_K_scales(const uint8_t *b) {
 INLINE void nibbles_unit(const uint8_t *qs, __m512i *u) {
     const __m512i low = _mm512_set1_epi8(15);
     for (int j = 0; j < 4; j += 2, qs += 64) {
-        const __m512i v = load_512(qs);
+        __m512i v = load_512(qs);
+        __asm__("" : "+v"(v)); /* one load; the compiler would make it two, and loads are scarce */
         u[j] = _mm512_and_si512(v, low);
         u[j + 1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
     }
@@ -382,7 +383,7 @@ static const unit_256 unit_q5_K = {&type_q5_K, by_halves_of_64, &words_of_64, fa
 static const unit_256 unit_q6_K = {&type_q6_K, as_they_are, &signed_in_order, true, q6_K_unit, q6_K_scales};
 static const unit_256 unit_iq4_xs = {&type_iq4_xs, by_halves_of_32, NULL, false, iq4_xs_unit, iq4_xs_scales};
 
-static void begin_256(const matmul_args *a, const unit_256 *type, int64_t t, unit_x *out) {
+INLINE void begin_256(const matmul_args *a, const unit_256 *type, int64_t t, unit_x *out) {
     const void *row = token_row(a, t);
     const int16_t *sum = act_sums_16(row, a->k);
     for (int64_t c = 0; c < a->k; c += UNIT, out++) {
