@@ -1,13 +1,14 @@
 /* NEON: a tile of 16 slots is four vectors; 6 query rows share a key vector. */
 #include <arm_neon.h>
 
+#include "kernels/attention.h"
 #include "kernels/fill.h"
 #include "kernels/vector.h"
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;
 
-enum { LANES = 4, TILE_VECTORS = 4, GROUP = 6, INT_ROWS = 4, ACCUMULATORS = 24 };
+enum { LANES = 4, TILE_VECTORS = 4, GROUP = 6, INT_ROWS = 3, ACCUMULATORS = 24 };
 
 #define EACH_ROWS(n, DO)                                                                                                       \
     switch (n) {                                                                                                               \
@@ -52,13 +53,41 @@ static inline vf vf_from_int(vi v) { return vcvtq_f32_s32(v); }
 
 static inline vi vi_load(const uint8_t *x) { return vreinterpretq_s32_u8(vld1q_u8(x)); }
 static inline vi vi_all(int32_t x) { return vdupq_n_s32(x); }
-static inline vi vi_even(vi v) { return v & vdupq_n_s32(0x00ff00ff); }
-static inline vi vi_odd(vi v) { return vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(v), 8)); }
 static inline vi vi_minus(vi a, vi b) { return vsubq_s32(a, b); }
-static inline vi vi_dot_add(vi sum, vi a, vi b) {
-    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
-    return sum + vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+
+/* A level is 256 times a signed byte and an unsigned one: the first meets the key in sdot, the second meets the key + 128 in
+ * udot. Both sums are exact: 32 * 255 * 255 < 2^24. */
+#define OWN_DOTS
+typedef struct vi_dots {
+    int32x4_t high;
+    uint32x4_t low;
+} vi_dots;
+
+static inline void level_words(const int16_t levels[4], uint32_t words[2]) {
+    words[0] = words[1] = 0;
+    for (int i = 0; i < 4; i++) {
+        words[0] |= (uint32_t)((uint16_t)levels[i] >> 8) << (8 * i);
+        words[1] |= (uint32_t)((uint16_t)levels[i] & 255) << (8 * i);
+    }
 }
+
+static inline int32_t level_offset(const int16_t *levels) {
+    int32_t sum = 0;
+    for (int i = 0; i < QUERY_BLOCK; i++) {
+        sum += (uint16_t)levels[i] & 255;
+    }
+    return -128 * sum;
+}
+
+static inline vi_dots dots_from(int32_t offset) { return (vi_dots){vdupq_n_s32(0), vdupq_n_u32((uint32_t)offset)}; }
+static inline vi_dots dots_add(vi_dots sum, vi bytes, const int32_t *words, int64_t stride) {
+    const uint8x16_t key = vreinterpretq_u8_s32(bytes);
+    const int8x16_t own = vreinterpretq_s8_u8(key ^ vdupq_n_u8(128));
+    sum.high = vdotq_s32(sum.high, own, vreinterpretq_s8_s32(vdupq_n_s32(words[0])));
+    sum.low = vdotq_u32(sum.low, key, vreinterpretq_u8_s32(vdupq_n_s32(words[stride])));
+    return sum;
+}
+static inline vi dots_total(vi_dots sum) { return (sum.high << 8) + vreinterpretq_s32_u32(sum.low); }
 
 /* The parts of exp_parts of vector.h: r, and the power with EXP_MAGIC, in the low bits. */
 static inline vf vf_exp_rest(vf x, vf *shifted) {

@@ -16,8 +16,10 @@
  *   vf_size, vf_sign(x, y)   |x|; y with the sign of x
  *   vf_only(bits, x)         -inf where a bit is 0
  *   vf_from_f16, vf_from_int8   of LANES values in memory
- *   vi, vi_load, vi_all(int32_t), vi_even, vi_odd: bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
- *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword, vf_from_int(vi), vi_minus(a, b)
+ *   vi, vi_load, vi_all(int32_t), vf_from_int(vi), vi_minus(a, b)
+ *   vi_even, vi_odd          bytes 0, 2 or 1, 3 of each dword as 16-bit pairs
+ *   vi_dot_add(sum, a, b)    sum + a.lo * b.lo + a.hi * b.hi per dword
+ *                            (or OWN_DOTS and what is made of these three under "bytes times levels")
  *   GROUP, EACH_ROWS(n, DO)  switch (n) with a case for every 1 <= n <= GROUP
  *   INT_ROWS                 rows per pass over Q8_0 keys
  *   ACCUMULATORS             sums that a loop keeps in registers */
@@ -45,9 +47,9 @@ enum {
 /* The parts of scratch, each 64-byte aligned. */
 typedef struct workspace {
     float *logits;    /* [PANEL][64]: logits, then weights */
-    float *q;         /* [group][d][GROUP]; Q8_0: levels in pairs, [group][d/2][GROUP] */
+    float *q;         /* [group][d][GROUP]; Q8_0: words of levels, [group][d/2][GROUP] */
     float *steps;     /* Q8_0: [group][d/32][GROUP] */
-    int32_t *offsets; /* Q8_0: [group][d/32][GROUP], -128 times the sum of levels */
+    int32_t *offsets; /* Q8_0: [group][d/32][GROUP], see level_offset */
     float *keys;      /* [4][d][16] a block widened to float */
     float *values;    /* [64][d] */
     float *scales;    /* Q8_0: [64][d/32] of the values */
@@ -96,7 +98,33 @@ static void pack_float(const attend_args *args, const workspace *w) {
     }
 }
 
-/* As dwords of two levels, in the order in which vi_even and vi_odd deliver keys: (0, 2), (1, 3), (4, 6), ... */
+/* Bytes times levels: the dots of four bytes of each dword with four levels, which come as two words. */
+#ifndef OWN_DOTS
+typedef vi vi_dots;
+
+/* (0, 2) and (1, 3), as vi_even and vi_odd deliver keys */
+INLINE void level_words(const int16_t levels[4], uint32_t words[2]) {
+    words[0] = (uint16_t)levels[0] | (uint32_t)(uint16_t)levels[2] << 16;
+    words[1] = (uint16_t)levels[1] | (uint32_t)(uint16_t)levels[3] << 16;
+}
+
+/* What the sum of all dots of a block begins with, since bytes are 128 too large. */
+INLINE int32_t level_offset(const int16_t *levels) {
+    int32_t sum = 0;
+    for (int i = 0; i < QUERY_BLOCK; i++) {
+        sum += levels[i];
+    }
+    return -128 * sum;
+}
+
+INLINE vi_dots dots_from(int32_t offset) { return vi_all(offset); }
+INLINE vi_dots dots_add(vi_dots sum, vi bytes, const int32_t *words, int64_t stride) {
+    sum = vi_dot_add(sum, vi_even(bytes), vi_all(words[0]));
+    return vi_dot_add(sum, vi_odd(bytes), vi_all(words[stride]));
+}
+INLINE vi dots_total(vi_dots sum) { return sum; }
+#endif
+
 static void pack_levels(const attend_args *args, const workspace *w) {
     const int64_t d = args->bank->head_dim, blocks = d / QUERY_BLOCK;
     for (int64_t r = 0; r < args->n_rows; r++) {
@@ -104,16 +132,14 @@ static void pack_levels(const attend_args *args, const workspace *w) {
         const int64_t at = r / GROUP * blocks * GROUP + r % GROUP;
         for (int64_t b = 0; b < blocks; b++) {
             int16_t levels[QUERY_BLOCK];
-            int32_t sum = 0;
             w->steps[at + b * GROUP] = round_query(args->q + r * d + b * QUERY_BLOCK, levels);
-            for (int64_t i = 0; i < QUERY_BLOCK; i++) {
-                sum += levels[i];
-            }
-            w->offsets[at + b * GROUP] = -128 * sum;
-            for (int64_t i = 0; i < QUERY_BLOCK / 2; i++) {
-                const int64_t first = i / 2 * 4 + i % 2;
-                const uint32_t pair = (uint16_t)levels[first] | (uint32_t)(uint16_t)levels[first + 2] << 16;
-                packed[(b * (QUERY_BLOCK / 2) + i) * GROUP] = (int32_t)pair;
+            w->offsets[at + b * GROUP] = level_offset(levels);
+            for (int64_t i = 0; i < QUERY_BLOCK / 4; i++) {
+                int32_t *to = packed + (b * (QUERY_BLOCK / 2) + 2 * i) * GROUP;
+                uint32_t words[2];
+                level_words(levels + 4 * i, words);
+                to[0] = (int32_t)words[0];
+                to[GROUP] = (int32_t)words[1];
             }
         }
     }
@@ -188,12 +214,12 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
         }
     }
     for (int64_t b = 0; b < d / QUERY_BLOCK; b++) {
-        vi whole[INT_ROWS][TILE_VECTORS];
+        vi_dots whole[INT_ROWS][TILE_VECTORS];
         UNROLL
         for (int r = 0; r < rows; r++) {
             UNROLL
             for (int v = 0; v < TILE_VECTORS; v++) {
-                whole[r][v] = vi_all(offsets[b * GROUP + r]);
+                whole[r][v] = dots_from(offsets[b * GROUP + r]);
             }
         }
         for (int64_t i = b * (QUERY_BLOCK / 4); i < (b + 1) * (QUERY_BLOCK / 4); i++) {
@@ -201,11 +227,9 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
             UNROLL
             for (int v = 0; v < TILE_VECTORS; v++) {
                 const vi bytes = vi_load(keys + (i * KV_TILE + v * LANES) * 4);
-                const vi even = vi_even(bytes), odd = vi_odd(bytes);
                 UNROLL
                 for (int r = 0; r < rows; r++) {
-                    whole[r][v] = vi_dot_add(whole[r][v], even, vi_all(levels[2 * i * GROUP + r]));
-                    whole[r][v] = vi_dot_add(whole[r][v], odd, vi_all(levels[(2 * i + 1) * GROUP + r]));
+                    whole[r][v] = dots_add(whole[r][v], bytes, levels + 2 * i * GROUP + r, GROUP);
                 }
             }
         }
@@ -214,7 +238,8 @@ INLINE void logits_int8(int rows, const int32_t *levels, const float *steps, con
             const vf scale = vf_from_f16(scales + b * KV_TILE + v * LANES);
             UNROLL
             for (int r = 0; r < rows; r++) {
-                sum[r][v] = vf_multiply_add(vf_from_int(whole[r][v]), scale * vf_all(steps[b * GROUP + r]), sum[r][v]);
+                sum[r][v] =
+                    vf_multiply_add(vf_from_int(dots_total(whole[r][v])), scale * vf_all(steps[b * GROUP + r]), sum[r][v]);
             }
         }
     }
