@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/memory.h"
 
 enum { ALIGNMENT = 64, SMALL_BLOCK = 64 * 1024 };
 
@@ -40,7 +39,6 @@ static arena_block *add_block(arena *a, size_t size) {
     uintptr_t payload = (uintptr_t)(block + 1);
     block->payload = (unsigned char *)(block + 1) + (size_t)((ALIGNMENT - payload % ALIGNMENT) % ALIGNMENT);
     block->size = size;
-    memory_in_large_pages(block->payload, size);
     block->next = a->blocks;
     a->blocks = block;
     a->reserved += bytes;
