@@ -12,7 +12,7 @@ TEXT   := models/texts/santa-claus-youth.txt
 C_FILES := find native tests -name '*.[ch]' -not -name '*_tables.h'
 HOUSE  := $(shell find native runtime convert -name '*.[ch]' -o -name '*.py' -o -name CMakeLists.txt 2>/dev/null) pyproject.toml
 
-.PHONY: run test lint format build native-test sanitize python-test aarch64 wheel bench bench-peers fuzz clean
+.PHONY: run test lint format build native-test sanitize python-test aarch64 wheel bench bench-peers ladder fuzz clean
 
 run: $(VENV)/.installed
 	$(BIN)/lmi run $(MODEL) --prompt $(TEXT) -n 200
@@ -92,6 +92,16 @@ wheel: $(BIN)/python
 
 bench: $(VENV)/.installed
 	$(BIN)/lmi bench $(MODEL) -d 0,1000,100000,1000000
+
+ladder: build
+	@echo "== one token: Q4_0 rows times a vector, from plain C to lmi's kernel, beside a plain read of the same bytes"
+	@build/native/bench/ladder_decode
+	@echo "== many tokens: Q4_0 tiles times a matrix, from plain C to lmi's kernel, beside vpdpbusd alone"
+	@build/native/bench/ladder_prefill
+	@echo "== lmi's matmul kernels for every type of weights: one token, four, 512"
+	@build/native/bench/bench_matmul
+	@echo "== lmi's attention for every type of keys and values: one token, 64"
+	@build/native/bench/bench_attention
 
 bench-peers: build
 	@echo "installs and compiles llama-cpp-python into $(VENV) if it is not there: this takes a while"
