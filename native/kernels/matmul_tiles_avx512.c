@@ -4,8 +4,8 @@
  * sums of a group of 16 or 32 columns are whole numbers without rounding; d * scale is exact in float32 (11 + 8 bits); the rest
  * is float32.
  *
- * Two registers times six tokens, because vpdpbusd takes five cycles and two may start in each: with eight sums in flight a
- * Sapphire Rapids core reaches 71 % of its peak, with twelve 100 %; and every activation that is loaded is used twice. */
+ * Two registers times six tokens, because vpdpbusd takes five cycles and two may start in each, and every activation that is
+ * loaded is used twice: of a Sapphire Rapids core's peak eight sums in flight reach 65 %, twelve 78 (tests/bench/ladder). */
 #include "kernels/matmul_unpack_avx512.h"
 
 #include "kernels/matmul_avx512.h"
