@@ -70,7 +70,7 @@ INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
         UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm256_setzero_ps(); }
         for (int64_t c = 0; c < whole; c += 32) {
             const uint8_t *values = w + (size_t)(c * type->bytes);
-            fetch_rows_ahead(values, 32 * type->bytes);
+            fetch_rows_ahead(values, 32 * type->bytes, 1);
             UNROLL for (int i = 0; i < 4; i++) {
                 __m256 v = type->load(values + 8 * i * type->bytes);
                 UNROLL for (int t = 0; t < n; t++) {

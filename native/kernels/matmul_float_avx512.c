@@ -8,7 +8,7 @@
 #include "kernels/matmul_parts.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = 32, COLUMNS = 256, TILES = 4, TOKENS = 12, PASS_TOKENS = 4 };
+enum { ROWS = 32, COLUMNS = 256, TILES = 4, TOKENS = 12, PASS_TOKENS = 4, MOST_ROWS = 2 };
 
 typedef struct type_float {
     int bytes;                                             /* of a value */
@@ -36,35 +36,51 @@ INLINE const float *row_of_token(const matmul_args *a, int64_t t) {
 
 /* ---- row by row ---------------------------------------------------------------------------------------------------- */
 
-INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
-    const float *x[PASS_TOKENS];
+/* Row r and, if there are two, row r + apart. */
+INLINE void rows_float(const matmul_args *a, const type_float *type, int64_t r, int64_t apart, int rows, int64_t t0, int n) {
     const int64_t whole = a->k / 64 * 64;
+    const float *x[PASS_TOKENS];
+    const uint8_t *w[MOST_ROWS];
+    __m512 sum[MOST_ROWS][PASS_TOKENS][4];
     UNROLL for (int t = 0; t < n; t++) { x[t] = row_of_token(a, t0 + t); }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        __m512 sum[PASS_TOKENS][4];
-        UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = _mm512_setzero_ps(); }
-        for (int64_t c = 0; c < whole; c += 64) {
-            const uint8_t *values = w + (size_t)(c * type->bytes);
-            fetch_rows_ahead(values, 64 * type->bytes);
-            UNROLL for (int i = 0; i < 4; i++) {
-                __m512 v = type->load(values + 16 * i * type->bytes, 0xffff);
+    UNROLL for (int i = 0; i < rows; i++) {
+        w[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        UNROLL for (int t = 0; t < n; t++) { sum[i][t][0] = sum[i][t][1] = sum[i][t][2] = sum[i][t][3] = _mm512_setzero_ps(); }
+    }
+    for (int64_t c = 0; c < whole; c += 64) {
+        UNROLL for (int i = 0; i < rows; i++) {
+            const uint8_t *values = w[i] + (size_t)(c * type->bytes);
+            fetch_rows_ahead(values, 64 * type->bytes, rows);
+            UNROLL for (int j = 0; j < 4; j++) {
+                __m512 v = type->load(values + 16 * j * type->bytes, 0xffff);
                 UNROLL for (int t = 0; t < n; t++) {
-                    sum[t][i] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[t] + c + 16 * i), sum[t][i]);
+                    sum[i][t][j] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[t] + c + 16 * j), sum[i][t][j]);
                 }
             }
         }
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
         for (int64_t c = whole; c < a->k; c += 16) {
             __mmask16 mask = mask_of(a->k - c);
-            __m512 v = type->load(w + (size_t)(c * type->bytes), mask);
+            __m512 v = type->load(w[i] + (size_t)(c * type->bytes), mask);
             UNROLL for (int t = 0; t < n; t++) {
-                sum[t][0] = _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(mask, x[t] + c), sum[t][0]);
+                sum[i][t][0] = _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(mask, x[t] + c), sum[i][t][0]);
             }
         }
         UNROLL for (int t = 0; t < n; t++) {
-            __m512 total = _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), _mm512_add_ps(sum[t][2], sum[t][3]));
-            a->y[(t0 + t) * a->y_stride + r] = _mm512_reduce_add_ps(total);
+            __m512 total = _mm512_add_ps(_mm512_add_ps(sum[i][t][0], sum[i][t][1]), _mm512_add_ps(sum[i][t][2], sum[i][t][3]));
+            a->y[(t0 + t) * a->y_stride + r + i * apart] = _mm512_reduce_add_ps(total);
         }
+    }
+}
+
+INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_float(a, type, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_float(a, type, r, 0, 1, t0, n);
     }
 }
 

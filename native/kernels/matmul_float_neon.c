@@ -67,7 +67,7 @@ INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
         }
         for (int64_t c = 0; c < whole; c += 32) {
             const uint8_t *values = w + (size_t)(c * type->bytes);
-            fetch_rows_ahead(values, 32 * type->bytes);
+            fetch_rows_ahead(values, 32 * type->bytes, 1);
             UNROLL for (int i = 0; i < 8; i++) {
                 float32x4_t v = type->load(values + 4 * i * type->bytes);
                 UNROLL for (int t = 0; t < n; t++) { sum[t][i % 4] = vfmaq_f32(sum[t][i % 4], v, vld1q_f32(x[t] + c + 4 * i)); }

@@ -20,15 +20,20 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* For the row-wise kernels, which read weights from start to end: asks for the `bytes` that lie 4 KiB ahead (to the L2 cache)
- * and 1 KiB ahead (to the L1 cache). At the end of the tensor this names addresses behind it, which is harmless.
+/* For the row-wise kernels, which read weights from start to end. Those that take one row after the other ask for the `bytes`
+ * that lie 4 KiB ahead (to the L2 cache) and 1 KiB ahead (to the L1 cache); those that take two rows far apart, so that the CPU's
+ * own prefetcher follows both, for what lies 2 KiB ahead. At the end of the tensor this names addresses behind it, which is
+ * harmless.
  *
  * Without, arithmetic and memory take turns. One core of a shared Sapphire Rapids server, Q4_K, per cent of the bandwidth of
- * reading with such prefetches and no arithmetic: 54 without, 75 with one distance, 83 to 88 with two. */
-INLINE void fetch_rows_ahead(const void *weights, int bytes) {
+ * reading with such prefetches and no arithmetic: 54 without, 75 with one distance, 86 with two, 95 with two rows. */
+INLINE void fetch_rows_ahead(const void *weights, int bytes, int rows) {
     UNROLL for (int i = 0; i < bytes; i += 64) {
-        __builtin_prefetch((const void *)((uintptr_t)weights + (uintptr_t)i + 4096), 0, 2);
-        __builtin_prefetch((const void *)((uintptr_t)weights + (uintptr_t)i + 1024), 0, 3);
+        const uintptr_t line = (uintptr_t)weights + (uintptr_t)i;
+        if (rows == 1) {
+            __builtin_prefetch((const void *)(line + 4096), 0, 2);
+        }
+        __builtin_prefetch((const void *)(line + (rows == 1 ? 1024 : 2048)), 0, 3);
     }
 }
 

@@ -60,7 +60,7 @@ typedef struct sums_32 {
 INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
                           const uint8_t *b, int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
-    fetch_rows_ahead(b, 8 * type->bytes);
+    fetch_rows_ahead(b, 8 * type->bytes, 1);
     __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
     __m256 scale[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
@@ -140,7 +140,7 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
             dots[t] = minima[t] = _mm256_setzero_ps();
         }
         for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
-            fetch_rows_ahead(b, type->bytes);
+            fetch_rows_ahead(b, type->bytes, 1);
             header_256 h = type->header(b);
             __m256i even_odd = split_even_odd(h.scale), total[PASS_TOKENS];
             UNROLL for (int j = 0; j < 8; j++) {

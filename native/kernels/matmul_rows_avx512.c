@@ -14,7 +14,7 @@
 #include "kernels/matmul_avx512.h"
 #include "kernels/matmul_parts.h"
 
-enum { PASS_TOKENS = 4, UNIT = 256 };
+enum { PASS_TOKENS = 4, MOST_ROWS = 2, UNIT = 256 };
 
 /* Of one token, per unit. Sums start at -offset times the sum of the activations that a lane sees. */
 typedef struct unit_x {
@@ -216,41 +216,56 @@ INLINE void add_unit_32(const unit_32 *type, const uint8_t *b, const unit_x *con
     }
 }
 
-INLINE void pass_32(const matmul_args *a, const unit_32 *type, int64_t t0, int n) {
-    const int64_t n_units = (a->k + UNIT - 1) / UNIT, whole = a->k / UNIT;
+/* Row r and, if there are two, row r + apart. */
+INLINE void rows_32(const matmul_args *a, const unit_32 *type, const unit_x *const *x, const float *const *dx, int64_t r,
+                    int64_t apart, int rows, int64_t t0, int n) {
+    const int64_t whole = a->k / UNIT;
     const size_t unit_bytes = (size_t)(8 * type->block->bytes), rest = (size_t)(a->k % UNIT / 32 * type->block->bytes);
+    const uint8_t *b[MOST_ROWS];
+    __m512 dots[MOST_ROWS][PASS_TOKENS];
+    __m256 minima[MOST_ROWS][PASS_TOKENS];
+    for (int i = 0; i < rows; i++) {
+        b[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        for (int t = 0; t < n; t++) {
+            dots[i][t] = _mm512_setzero_ps();
+            minima[i][t] = _mm256_setzero_ps();
+        }
+    }
+    for (int64_t u = 0; u < whole; u++) {
+        for (int i = 0; i < rows; i++, b[i - 1] += unit_bytes) {
+            fetch_rows_ahead(b[i], (int)unit_bytes, rows);
+            add_unit_32(type, b[i], x, dx, u, n, dots[i], minima[i]);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        if (rest > 0) {
+            uint8_t last[8 * sizeof(block_q8_0)] = {0}; /* blocks of zeros behind the last, times activations of zero */
+            memcpy(last, b[i], rest);
+            add_unit_32(type, last, x, dx, whole, n, dots[i], minima[i]);
+        }
+        for (int t = 0; t < n; t++) {
+            const __m512 sums =
+                type->block->has_min ? _mm512_add_ps(dots[i][t], _mm512_zextps256_ps512(minima[i][t])) : dots[i][t];
+            a->y[(t0 + t) * a->y_stride + r + i * apart] = _mm512_reduce_add_ps(sums);
+        }
+    }
+}
+
+INLINE void pass_32(const matmul_args *a, const unit_32 *type, int64_t t0, int n) {
     const unit_x *x[PASS_TOKENS];
     const float *dx[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
-        unit_x *units = (unit_x *)a->scratch + t * n_units;
+        unit_x *units = (unit_x *)a->scratch + t * ((a->k + UNIT - 1) / UNIT);
         begin_32(a, type, t0 + t, units);
         x[t] = units;
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
     }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *b = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        __m512 dots[PASS_TOKENS];
-        __m256 minima[PASS_TOKENS];
-        for (int t = 0; t < n; t++) {
-            dots[t] = _mm512_setzero_ps();
-            minima[t] = _mm256_setzero_ps();
-        }
-        for (int64_t i = 0; i < whole; i++, b += unit_bytes) {
-            fetch_rows_ahead(b, (int)unit_bytes);
-            add_unit_32(type, b, x, dx, i, n, dots, minima);
-        }
-        if (rest > 0) {
-            uint8_t last[8 * sizeof(block_q8_0)] = {0}; /* blocks of zeros behind the last, times activations of zero */
-            memcpy(last, b, rest);
-            add_unit_32(type, last, x, dx, whole, n, dots, minima);
-        }
-        for (int t = 0; t < n; t++) {
-            float y = _mm512_reduce_add_ps(dots[t]);
-            if (type->block->has_min) {
-                y += _mm512_reduce_add_ps(_mm512_zextps256_ps512(minima[t]));
-            }
-            a->y[(t0 + t) * a->y_stride + r] = y;
-        }
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_32(a, type, x, dx, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_32(a, type, x, dx, r, 0, 1, t0, n);
     }
 }
 
@@ -406,54 +421,73 @@ INLINE __m512i dots_of_pairs(const unit_256 *type, const unit_x *x, const __m512
     return _mm512_add_epi32(_mm512_mullo_epi32(a, scale[0]), _mm512_mullo_epi32(b, scale[1]));
 }
 
-INLINE void pass_256(const matmul_args *a, const unit_256 *type, int64_t t0, int n) {
-    const int64_t n_units = a->k / UNIT;
+INLINE void add_unit_256(const unit_256 *type, const uint8_t *b, const unit_x *const *x, const float *const *dx, int64_t i,
+                         int n, __m512 *dots, __m256 *minima) {
     const __m512i quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const float unsign = type->is_signed ? 1.0f / 256.0f : 1.0f;
+    const unit_scales s = type->scales(b);
+    __m512i u[4], scale[2];
+    type->columns(b, u);
+    for (int p = 0; p < 2; p++) {
+        scale[p] = type->words != NULL
+                       ? _mm512_shuffle_epi8(s.scale, load_512(type->words->index[p]))
+                       : _mm512_permutexvar_epi32(_mm512_add_epi32(quarters, _mm512_set1_epi32(4 * p)), s.scale);
+    }
+    for (int t = 0; t < n; t++) {
+        const unit_x *y = x[t] + i;
+        const __m512i total = type->words != NULL ? dots_of_words(type, y, u, scale) : dots_of_pairs(type, y, u, scale);
+        const __m128 d = _mm_mul_ps(s.d, _mm_set1_ps(dx[t][i]));
+        dots[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_broadcastss_ps(d), dots[t]);
+        if (type->block->has_min) {
+            const __m256 m = _mm256_cvtepi32_ps(_mm256_madd_epi16(s.minimum, y->sums));
+            minima[t] = _mm256_fmadd_ps(m, _mm256_broadcastss_ps(_mm_movehdup_ps(d)), minima[t]);
+        }
+    }
+}
+
+INLINE void rows_256(const matmul_args *a, const unit_256 *type, const unit_x *const *x, const float *const *dx, int64_t r,
+                     int64_t apart, int rows, int64_t t0, int n) {
+    const int64_t n_units = a->k / UNIT;
+    const uint8_t *b[MOST_ROWS];
+    __m512 dots[MOST_ROWS][PASS_TOKENS];
+    __m256 minima[MOST_ROWS][PASS_TOKENS];
+    for (int i = 0; i < rows; i++) {
+        b[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        for (int t = 0; t < n; t++) {
+            dots[i][t] = _mm512_setzero_ps();
+            minima[i][t] = _mm256_setzero_ps();
+        }
+    }
+    for (int64_t u = 0; u < n_units; u++) {
+        for (int i = 0; i < rows; i++, b[i - 1] += type->block->bytes) {
+            fetch_rows_ahead(b[i], type->block->bytes, rows);
+            add_unit_256(type, b[i], x, dx, u, n, dots[i], minima[i]);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        for (int t = 0; t < n; t++) {
+            const __m512 sums =
+                type->block->has_min ? _mm512_sub_ps(dots[i][t], _mm512_zextps256_ps512(minima[i][t])) : dots[i][t];
+            a->y[(t0 + t) * a->y_stride + r + i * apart] =
+                _mm512_reduce_add_ps(sums) * (type->is_signed ? 1.0f / 256.0f : 1.0f);
+        }
+    }
+}
+
+INLINE void pass_256(const matmul_args *a, const unit_256 *type, int64_t t0, int n) {
     const unit_x *x[PASS_TOKENS];
     const float *dx[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
-        unit_x *units = (unit_x *)a->scratch + t * n_units;
+        unit_x *units = (unit_x *)a->scratch + t * (a->k / UNIT);
         begin_256(a, type, t0 + t, units);
         x[t] = units;
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
     }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *b = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        __m512 dots[PASS_TOKENS];
-        __m256 minima[PASS_TOKENS];
-        for (int t = 0; t < n; t++) {
-            dots[t] = _mm512_setzero_ps();
-            minima[t] = _mm256_setzero_ps();
-        }
-        for (int64_t i = 0; i < n_units; i++, b += type->block->bytes) {
-            fetch_rows_ahead(b, type->block->bytes);
-            const unit_scales s = type->scales(b);
-            __m512i u[4], scale[2];
-            type->columns(b, u);
-            for (int p = 0; p < 2; p++) {
-                scale[p] = type->words != NULL
-                               ? _mm512_shuffle_epi8(s.scale, load_512(type->words->index[p]))
-                               : _mm512_permutexvar_epi32(_mm512_add_epi32(quarters, _mm512_set1_epi32(4 * p)), s.scale);
-            }
-            for (int t = 0; t < n; t++) {
-                const unit_x *y = x[t] + i;
-                const __m512i total = type->words != NULL ? dots_of_words(type, y, u, scale) : dots_of_pairs(type, y, u, scale);
-                const __m128 d = _mm_mul_ps(s.d, _mm_set1_ps(dx[t][i]));
-                dots[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_broadcastss_ps(d), dots[t]);
-                if (type->block->has_min) {
-                    const __m256 m = _mm256_cvtepi32_ps(_mm256_madd_epi16(s.minimum, y->sums));
-                    minima[t] = _mm256_fmadd_ps(m, _mm256_broadcastss_ps(_mm_movehdup_ps(d)), minima[t]);
-                }
-            }
-        }
-        for (int t = 0; t < n; t++) {
-            float y = _mm512_reduce_add_ps(dots[t]) * unsign;
-            if (type->block->has_min) {
-                y -= _mm512_reduce_add_ps(_mm512_zextps256_ps512(minima[t]));
-            }
-            a->y[(t0 + t) * a->y_stride + r] = y;
-        }
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_256(a, type, x, dx, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_256(a, type, x, dx, r, 0, 1, t0, n);
     }
 }
 

@@ -80,7 +80,7 @@ INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n
         for (int64_t g = 0; g < whole; g += 4) {
             const uint8_t *b = w + (size_t)(g * type->bytes);
             if (g % 8 == 0) {
-                fetch_rows_ahead(b, 8 * type->bytes);
+                fetch_rows_ahead(b, 8 * type->bytes, 1);
             }
             add_blocks_32(type, &p, b, g, 4, n, &s);
         }
@@ -126,7 +126,7 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
         float dots[PASS_TOKENS], minima[PASS_TOKENS];
         UNROLL for (int t = 0; t < n; t++) { dots[t] = minima[t] = 0; }
         for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
-            fetch_rows_ahead(b, type->bytes);
+            fetch_rows_ahead(b, type->bytes, 1);
             header_256 h = type->header(b);
             int32x4_t total[PASS_TOKENS];
             UNROLL for (int t = 0; t < n; t++) { total[t] = vdupq_n_s32(0); }

@@ -98,7 +98,7 @@ AVX512 INLINE void two_blocks(const matmul_args *a, bool ahead) {
         __m512 sum = _mm512_setzero_ps();
         for (int i = 0; i < BLOCKS; i += 8, b += 8) {
             if (ahead) { /* 4 KiB to the L2 cache, 1 KiB to the L1 cache */
-                fetch_rows_ahead(b, 8 * sizeof *b);
+                fetch_rows_ahead(b, 8 * sizeof *b, 1);
             }
             const __m128i d = _mm_setr_epi16((short)b[0].d, (short)b[1].d, (short)b[2].d, (short)b[3].d, (short)b[4].d,
                                              (short)b[5].d, (short)b[6].d, (short)b[7].d);
@@ -152,7 +152,7 @@ AVX512 static void units_of_eight(const matmul_args *a) {
         const block_q4_0 *b = row_of(a, r);
         __m512 sum = _mm512_setzero_ps();
         for (int i = 0; i < BLOCKS; i += 8, b += 8) {
-            fetch_rows_ahead(b, 8 * sizeof *b);
+            fetch_rows_ahead(b, 8 * sizeof *b, 1);
             const __m512 scale = _mm512_castps256_ps512(_mm256_mul_ps(scales_of_eight(b), _mm256_loadu_ps(dx + i)));
             UNROLL for (int j = 0; j < 2; j++) {
                 const four_blocks *y = &fours[i / 4 + j];
