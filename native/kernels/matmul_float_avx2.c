@@ -8,7 +8,7 @@
 #include "kernels/matmul_avx2.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = 16, COLUMNS = 256, TILES = 8, TOKENS = 6, PASS_TOKENS = 4 };
+enum { ROWS = 16, COLUMNS = 256, TILES = 8, TOKENS = 6, PASS_TOKENS = 4, MOST_ROWS = 2 };
 
 typedef struct type_float {
     int bytes;                             /* of a value */
@@ -58,33 +58,49 @@ INLINE __m256 load_up_to_8(const type_float *type, const uint8_t *values, int64_
 
 /* ---- row by row ---------------------------------------------------------------------------------------------------- */
 
-INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
-    const float *x[PASS_TOKENS];
+/* Row r and, if there are two, row r + apart. */
+INLINE void rows_float(const matmul_args *a, const type_float *type, int64_t r, int64_t apart, int rows, int64_t t0, int n) {
     const int64_t whole = a->k / 32 * 32;
+    const float *x[PASS_TOKENS];
+    const uint8_t *w[MOST_ROWS];
+    __m256 sum[MOST_ROWS][PASS_TOKENS][2];
     UNROLL for (int t = 0; t < n; t++) {
         x[t] = (const float *)(const void *)((const char *)a->x + (size_t)(t0 + t) * a->x_stride);
     }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        __m256 sum[PASS_TOKENS][2];
-        UNROLL for (int t = 0; t < n; t++) { sum[t][0] = sum[t][1] = _mm256_setzero_ps(); }
-        for (int64_t c = 0; c < whole; c += 32) {
-            const uint8_t *values = w + (size_t)(c * type->bytes);
-            fetch_rows_ahead(values, 32 * type->bytes, 1);
-            UNROLL for (int i = 0; i < 4; i++) {
-                __m256 v = type->load(values + 8 * i * type->bytes);
+    UNROLL for (int i = 0; i < rows; i++) {
+        w[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        UNROLL for (int t = 0; t < n; t++) { sum[i][t][0] = sum[i][t][1] = _mm256_setzero_ps(); }
+    }
+    for (int64_t c = 0; c < whole; c += 32) {
+        UNROLL for (int i = 0; i < rows; i++) {
+            const uint8_t *values = w[i] + (size_t)(c * type->bytes);
+            fetch_rows_ahead(values, 32 * type->bytes, rows);
+            UNROLL for (int j = 0; j < 4; j++) {
+                __m256 v = type->load(values + 8 * j * type->bytes);
                 UNROLL for (int t = 0; t < n; t++) {
-                    sum[t][i % 2] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c + 8 * i), sum[t][i % 2]);
+                    sum[i][t][j % 2] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c + 8 * j), sum[i][t][j % 2]);
                 }
             }
         }
+    }
+    UNROLL for (int i = 0; i < rows; i++) {
         for (int64_t c = whole; c < a->k; c += 8) { /* packed rows are padded with zeros */
-            __m256 v = load_up_to_8(type, w + (size_t)(c * type->bytes), a->k - c);
-            UNROLL for (int t = 0; t < n; t++) { sum[t][0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c), sum[t][0]); }
+            __m256 v = load_up_to_8(type, w[i] + (size_t)(c * type->bytes), a->k - c);
+            UNROLL for (int t = 0; t < n; t++) { sum[i][t][0] = _mm256_fmadd_ps(v, _mm256_loadu_ps(x[t] + c), sum[i][t][0]); }
         }
         UNROLL for (int t = 0; t < n; t++) {
-            a->y[(t0 + t) * a->y_stride + r] = sum_of_lanes(_mm256_add_ps(sum[t][0], sum[t][1]));
+            a->y[(t0 + t) * a->y_stride + r + i * apart] = sum_of_lanes(_mm256_add_ps(sum[i][t][0], sum[i][t][1]));
         }
+    }
+}
+
+INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_float(a, type, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_float(a, type, r, 0, 1, t0, n);
     }
 }
 

@@ -6,7 +6,7 @@
 
 #include "kernels/matmul_avx2.h"
 
-enum { PASS_TOKENS = 4 };
+enum { PASS_TOKENS = 4, MOST_ROWS = 2 };
 
 /* For types with an offset: offset times the sum of each pair of activations, to be taken off. */
 typedef struct pass {
@@ -60,7 +60,6 @@ typedef struct sums_32 {
 INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
                           const uint8_t *b, int64_t g, int n_blocks, int n, sums_32 *s) {
     const size_t bytes = (size_t)type->bytes;
-    fetch_rows_ahead(b, 8 * type->bytes, 1);
     __m256 d = type->scale(gather_u16(b, bytes, n_blocks));
     __m256 scale[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
@@ -83,31 +82,50 @@ INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const
     }
 }
 
-INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n) {
+/* Row r and, if there are two, row r + apart. */
+INLINE void rows_32(const matmul_args *a, const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
+                    int64_t r, int64_t apart, int rows, int64_t t0, int n) {
     const int64_t n_blocks = a->k / 32, whole = n_blocks / 8 * 8;
-    pass p = begin_pass(a, t0, n, type->offset);
+    const uint8_t *w[MOST_ROWS];
+    sums_32 s[MOST_ROWS];
+    for (int i = 0; i < rows; i++) {
+        w[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        for (int t = 0; t < n; t++) {
+            s[i].dots[t] = s[i].minima[t] = _mm256_setzero_ps();
+        }
+    }
+    for (int64_t g = 0; g < whole; g += 8) {
+        for (int i = 0; i < rows; i++) {
+            const uint8_t *b = w[i] + (size_t)(g * type->bytes);
+            fetch_rows_ahead(b, 8 * type->bytes, rows);
+            add_blocks_32(type, p, dx, sum, b, g, 8, n, &s[i]);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        if (whole < n_blocks) {
+            add_blocks_32(type, p, dx, sum, w[i] + (size_t)(whole * type->bytes), whole, (int)(n_blocks - whole), n, &s[i]);
+        }
+        for (int t = 0; t < n; t++) {
+            float y = sum_of_lanes(s[i].dots[t]);
+            a->y[(t0 + t) * a->y_stride + r + i * apart] = type->has_min ? y + sum_of_lanes(s[i].minima[t]) : y;
+        }
+    }
+}
+
+INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n) {
+    const pass p = begin_pass(a, t0, n, type->offset);
     const float *dx[PASS_TOKENS];
     const int32_t *sum[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
         sum[t] = act_sums_32(token_row(a, t0 + t), a->k);
     }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *w = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        sums_32 s;
-        for (int t = 0; t < n; t++) {
-            s.dots[t] = s.minima[t] = _mm256_setzero_ps();
-        }
-        for (int64_t g = 0; g < whole; g += 8) {
-            add_blocks_32(type, &p, dx, sum, w + (size_t)(g * type->bytes), g, 8, n, &s);
-        }
-        if (whole < n_blocks) {
-            add_blocks_32(type, &p, dx, sum, w + (size_t)(whole * type->bytes), whole, (int)(n_blocks - whole), n, &s);
-        }
-        for (int t = 0; t < n; t++) {
-            float y = sum_of_lanes(s.dots[t]);
-            a->y[(t0 + t) * a->y_stride + r] = type->has_min ? y + sum_of_lanes(s.minima[t]) : y;
-        }
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_32(a, type, &p, dx, sum, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_32(a, type, &p, dx, sum, r, 0, 1, t0, n);
     }
 }
 
@@ -124,45 +142,66 @@ INLINE __m256i scales_of_chunk(__m256i even_odd, int j) {
     return _mm256_shuffle_epi8(even_odd, _mm256_set1_epi16((short)(2 * j + 256 * (2 * j + 1))));
 }
 
-INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int n) {
+INLINE void add_block_256(const type_256 *type, const pass *p, const float *const *dx, const int16_t *const *sum,
+                          const uint8_t *b, int64_t s, int n, __m256 *dots, __m256 *minima) {
+    const header_256 h = type->header(b);
+    __m256i even_odd = split_even_odd(h.scale), total[PASS_TOKENS];
+    UNROLL for (int j = 0; j < 8; j++) {
+        __m256i v = type->columns(b, j), scale = scales_of_chunk(even_odd, j);
+        for (int t = 0; t < n; t++) {
+            __m256i pairs = pairs_of_32(p, t, 8 * s + j, v, type->offset, type->is_signed);
+            __m256i scaled = _mm256_madd_epi16(pairs, scale); /* all eight together stay below 2^24 */
+            total[t] = j == 0 ? scaled : _mm256_add_epi32(total[t], scaled);
+        }
+    }
+    for (int t = 0; t < n; t++) {
+        dots[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[t]), _mm256_set1_ps(h.d * dx[t][s]), dots[t]);
+        if (type->has_min) {
+            __m256i m = _mm256_madd_epi16(h.minimum, load_256(sum[t] + 16 * s));
+            minima[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m), _mm256_set1_ps(h.dmin * dx[t][s]), minima[t]);
+        }
+    }
+}
+
+INLINE void rows_256(const matmul_args *a, const type_256 *type, const pass *p, const float *const *dx,
+                     const int16_t *const *sum, int64_t r, int64_t apart, int rows, int64_t t0, int n) {
     const int64_t n_blocks = a->k / 256;
-    pass p = begin_pass(a, t0, n, type->offset);
+    const uint8_t *b[MOST_ROWS];
+    __m256 dots[MOST_ROWS][PASS_TOKENS], minima[MOST_ROWS][PASS_TOKENS];
+    for (int i = 0; i < rows; i++) {
+        b[i] = (const uint8_t *)a->w + (size_t)(r + i * apart) * a->row_bytes;
+        for (int t = 0; t < n; t++) {
+            dots[i][t] = minima[i][t] = _mm256_setzero_ps();
+        }
+    }
+    for (int64_t s = 0; s < n_blocks; s++) {
+        for (int i = 0; i < rows; i++, b[i - 1] += type->bytes) {
+            fetch_rows_ahead(b[i], type->bytes, rows);
+            add_block_256(type, p, dx, sum, b[i], s, n, dots[i], minima[i]);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        for (int t = 0; t < n; t++) {
+            float y = sum_of_lanes(dots[i][t]);
+            a->y[(t0 + t) * a->y_stride + r + i * apart] = type->has_min ? y - sum_of_lanes(minima[i][t]) : y;
+        }
+    }
+}
+
+INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int n) {
+    const pass p = begin_pass(a, t0, n, type->offset);
     const float *dx[PASS_TOKENS];
     const int16_t *sum[PASS_TOKENS];
     for (int t = 0; t < n; t++) {
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
         sum[t] = act_sums_16(token_row(a, t0 + t), a->k);
     }
-    for (int64_t r = a->row0; r < a->row1; r++) {
-        const uint8_t *b = (const uint8_t *)a->w + (size_t)r * a->row_bytes;
-        __m256 dots[PASS_TOKENS], minima[PASS_TOKENS];
-        for (int t = 0; t < n; t++) {
-            dots[t] = minima[t] = _mm256_setzero_ps();
-        }
-        for (int64_t s = 0; s < n_blocks; s++, b += type->bytes) {
-            fetch_rows_ahead(b, type->bytes, 1);
-            header_256 h = type->header(b);
-            __m256i even_odd = split_even_odd(h.scale), total[PASS_TOKENS];
-            UNROLL for (int j = 0; j < 8; j++) {
-                __m256i v = type->columns(b, j), scale = scales_of_chunk(even_odd, j);
-                for (int t = 0; t < n; t++) {
-                    __m256i pairs = pairs_of_32(&p, t, 8 * s + j, v, type->offset, type->is_signed);
-                    __m256i scaled = _mm256_madd_epi16(pairs, scale); /* all eight together stay below 2^24 */
-                    total[t] = j == 0 ? scaled : _mm256_add_epi32(total[t], scaled);
-                }
-            }
-            for (int t = 0; t < n; t++) {
-                dots[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[t]), _mm256_set1_ps(h.d * dx[t][s]), dots[t]);
-                if (type->has_min) {
-                    __m256i m = _mm256_madd_epi16(h.minimum, load_256(sum[t] + 16 * s));
-                    minima[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m), _mm256_set1_ps(h.dmin * dx[t][s]), minima[t]);
-                }
-            }
-        }
-        for (int t = 0; t < n; t++) {
-            float y = sum_of_lanes(dots[t]);
-            a->y[(t0 + t) * a->y_stride + r] = type->has_min ? y - sum_of_lanes(minima[t]) : y;
-        }
+    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
+    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
+        rows_256(a, type, &p, dx, sum, r, apart, MOST_ROWS, t0, n);
+    }
+    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
+        rows_256(a, type, &p, dx, sum, r, 0, 1, t0, n);
     }
 }
 
