@@ -4,8 +4,8 @@
  * activations are put into the same order once a call. vpdpbusd leaves sixteen sums of four products, exact. Blocks of 32 scale
  * these by float; super-blocks first by their integer scales and by float once per unit.
  *
- * What counts is the number of vector instructions: with 24 cycles a unit (Q4_0, Q4_K) a core that can read 15 GB/s reached
- * 70 %, since arithmetic and memory overlap only in part. */
+ * One token: two rows at a time, half a piece apart, so that memory is read in two streams (fetch_rows_ahead says why). What counts
+ * besides is the number of vector instructions, since arithmetic and memory overlap only in part (tests/bench/LOG.md). */
 #include "kernels/matmul_unpack_avx512.h"
 
 #include <stdalign.h>
@@ -167,7 +167,7 @@ static const unit_32 unit_mxfp4 = {&type_mxfp4, true, mxfp4_unit};
 /* The 16-bit words at `at` of eight blocks: two loads and a permutation where four blocks fit a register. */
 INLINE __m128i words_of_eight(const uint8_t *b, int bytes, int at) {
     if (bytes % 2 != 0 || 3 * bytes + at + 2 > 64) {
-        return gather_u16(b + at, (size_t)bytes, 8);
+        return eight_words(b + at, (size_t)bytes);
     }
     const int w = bytes / 2, a = at / 2;
     const __m512i index =

@@ -34,18 +34,11 @@ INLINE float load_half(const void *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cv
 
 INLINE short word_at(const void *p) { return (short)load_u16(p); }
 
-/* 16-bit words at first, first + step, ... (n of them, at most 8; then zeros). */
-INLINE __m128i gather_u16(const uint8_t *first, size_t step, int n) {
-    if (n == 8) {
-        return _mm_setr_epi16(word_at(first), word_at(first + step), word_at(first + 2 * step), word_at(first + 3 * step),
-                              word_at(first + 4 * step), word_at(first + 5 * step), word_at(first + 6 * step),
-                              word_at(first + 7 * step));
-    }
-    uint16_t words[8] = {0};
-    for (int i = 0; i < n; i++) {
-        words[i] = load_u16(first + (size_t)i * step);
-    }
-    return load_128(words);
+/* 16-bit words at first, first + step, ... */
+INLINE __m128i eight_words(const uint8_t *first, size_t step) {
+    return _mm_setr_epi16(word_at(first), word_at(first + step), word_at(first + 2 * step), word_at(first + 3 * step),
+                          word_at(first + 4 * step), word_at(first + 5 * step), word_at(first + 6 * step),
+                          word_at(first + 7 * step));
 }
 
 /* Shift counts that differ between the two 32-byte halves, in 16-bit lanes. Bits that cross a byte are masked afterwards. */
@@ -136,9 +129,8 @@ typedef struct header_256 {
 typedef struct type_256 {
     int bytes;
     int offset;
-    bool has_min;   /* w = d * scale * u - dmin * minimum */
-    int group;      /* columns with one scale: 16 or 32 */
-    bool wide_dots; /* four products may exceed 16 bits */
+    bool has_min; /* w = d * scale * u - dmin * minimum */
+    int group;    /* columns with one scale: 16 or 32 */
     __m512i (*columns)(const uint8_t *block, int j);
     header_256 (*header)(const uint8_t *block);
 } type_256;
@@ -260,11 +252,11 @@ INLINE header_256 iq4_xs_header(const uint8_t *b) {
     return head;
 }
 
-static const type_256 type_q2_K = {sizeof(block_q2_K), 0, true, 16, false, q2_K_columns, q2_K_header};
-static const type_256 type_q3_K = {sizeof(block_q3_K), 4, false, 16, false, q3_K_columns, q3_K_header};
-static const type_256 type_q4_K = {sizeof(block_q4_K), 0, true, 32, false, q4_K_columns, q4_K_header};
-static const type_256 type_q5_K = {sizeof(block_q5_K), 0, true, 32, false, q5_K_columns, q4_K_header};
-static const type_256 type_q6_K = {sizeof(block_q6_K), 32, false, 16, false, q6_K_columns, q6_K_header};
-static const type_256 type_iq4_xs = {sizeof(block_iq4_xs), 128, false, 32, true, iq4_xs_columns, iq4_xs_header};
+static const type_256 type_q2_K = {sizeof(block_q2_K), 0, true, 16, q2_K_columns, q2_K_header};
+static const type_256 type_q3_K = {sizeof(block_q3_K), 4, false, 16, q3_K_columns, q3_K_header};
+static const type_256 type_q4_K = {sizeof(block_q4_K), 0, true, 32, q4_K_columns, q4_K_header};
+static const type_256 type_q5_K = {sizeof(block_q5_K), 0, true, 32, q5_K_columns, q4_K_header};
+static const type_256 type_q6_K = {sizeof(block_q6_K), 32, false, 16, q6_K_columns, q6_K_header};
+static const type_256 type_iq4_xs = {sizeof(block_iq4_xs), 128, false, 32, iq4_xs_columns, iq4_xs_header};
 
 #endif
