@@ -354,12 +354,11 @@ INLINE void q4_K_unit(const uint8_t *b, __m512i *u) { nibbles_unit(b + offsetof(
 
 INLINE void q5_K_unit(const uint8_t *b, __m512i *u) {
     nibbles_unit(b + offsetof(block_q5_K, qs), u);
-    const __m512i bits = twice_256(b + offsetof(block_q5_K, qh));
-    UNROLL for (int j = 0; j < 4; j++) { /* bits 0 and 2, 1 and 3, 4 and 6, 5 and 7 */
-        const int bit = 1 << (j % 2 + 4 * (j / 2));
-        const __mmask64 set = _mm512_test_epi8_mask(bits, halves_8(bit, 4 * bit));
-        u[j] = _mm512_mask_add_epi8(u[j], set, u[j], _mm512_set1_epi8(16));
-    }
+    /* Bits 0 and 2, 1 and 3, 4 and 6, 5 and 7 to bit 4. By shifts: testing bits takes the port that shuffles need. */
+    const __m512i bits = twice_256(b + offsetof(block_q5_K, qh)), fifth = _mm512_set1_epi8(16);
+    const __m512i h[4] = {_mm512_sllv_epi16(bits, halves_16(4, 2)), _mm512_sllv_epi16(bits, halves_16(3, 1)),
+                          _mm512_srlv_epi16(bits, halves_16(0, 2)), _mm512_srlv_epi16(bits, halves_16(1, 3))};
+    UNROLL for (int j = 0; j < 4; j++) { u[j] = _mm512_ternarylogic_epi32(u[j], h[j], fifth, 0xf8); /* u | (h & 16) */ }
 }
 
 INLINE unit_scales q4_K_scales(const uint8_t *b) {
