@@ -136,11 +136,11 @@ INLINE __m256i crumbs(const uint8_t *qs, int j) {
     return _mm256_and_si256(_mm256_srli_epi16(load_256(qs + 32 * (j / 4)), 2 * (j % 4)), _mm256_set1_epi8(3));
 }
 
-/* `value` where bit j is set. */
-INLINE __m256i plane(const uint8_t *bits, int j, int value) {
-    __m256i bit = _mm256_set1_epi8((char)(1 << j));
-    __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(load_256(bits), bit), bit);
-    return _mm256_and_si256(set, _mm256_set1_epi8((char)value));
+/* Bit j of every byte, moved to bit `to`. */
+INLINE __m256i plane(const uint8_t *bits, int j, int to) {
+    __m256i v = load_256(bits);
+    v = j < to ? _mm256_slli_epi16(v, to - j) : _mm256_srli_epi16(v, j - to);
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)(1 << to)));
 }
 
 INLINE __m256i q2_K_columns(const uint8_t *b, int j) { return crumbs(b + offsetof(block_q2_K, qs), j); }
@@ -154,7 +154,7 @@ INLINE header_256 q2_K_header(const uint8_t *b) {
 }
 
 INLINE __m256i q3_K_columns(const uint8_t *b, int j) {
-    return _mm256_or_si256(crumbs(b + offsetof(block_q3_K, qs), j), plane(b + offsetof(block_q3_K, hmask), j, 4));
+    return _mm256_or_si256(crumbs(b + offsetof(block_q3_K, qs), j), plane(b + offsetof(block_q3_K, hmask), j, 2));
 }
 
 /* Scales of 6 bits: low four in bytes 0..7 (groups 0..7 low, 8..15 high half), upper two in bytes 8..11, byte i % 4. */
@@ -177,6 +177,7 @@ INLINE header_256 scales_of_32(const uint8_t *b) {
     const uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, low2 = 0x03030303;
     uint64_t scales = (s0 & low6) | (uint64_t)((s2 & low4) | (s0 >> 6 & low2) << 4) << 32;
     uint64_t minima = (s1 & low6) | (uint64_t)((s2 >> 4 & low4) | (s1 >> 6 & low2) << 4) << 32;
+    __asm__("" : "+r"(scales), "+r"(minima)); /* or the compiler does the above with vectors, whose ports are busy */
     __m128i v = _mm_set_epi64x((long long)minima, (long long)scales);
     header_256 h = {_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(v, v)), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(v, v)), load_half(b),
                     load_half(b + 2)};
@@ -191,7 +192,7 @@ INLINE __m256i nibble_of_32(const uint8_t *qs, int j) {
 INLINE __m256i q4_K_columns(const uint8_t *b, int j) { return nibble_of_32(b + offsetof(block_q4_K, qs), j); }
 
 INLINE __m256i q5_K_columns(const uint8_t *b, int j) {
-    return _mm256_or_si256(nibble_of_32(b + offsetof(block_q5_K, qs), j), plane(b + offsetof(block_q5_K, qh), j, 16));
+    return _mm256_or_si256(nibble_of_32(b + offsetof(block_q5_K, qs), j), plane(b + offsetof(block_q5_K, qh), j, 4));
 }
 
 INLINE __m256i q6_K_columns(const uint8_t *b, int j) {
