@@ -389,10 +389,8 @@ static void linear_piece(void *context, int64_t piece, int worker_index) {
 /* Rows of a piece: about 256 KiB of weights for a few rows of activations; for many, 128 rows, since all activations pass through
  * the cache once a piece. At least eight pieces a worker where the matrix allows it. */
 int64_t cpu_choose_cut(const backend_context *c, int64_t n_weight_rows, size_t row_bytes, int64_t n_tokens) {
-    int64_t wanted = CUT_OF_MANY;
-    if (n_tokens <= MATMUL_ROWWISE_TOKENS) {
-        wanted = (int64_t)(262144 / row_bytes) < CUT_OF_FEW ? (int64_t)(262144 / row_bytes) : CUT_OF_FEW;
-    }
+    const int64_t of_few = (int64_t)(262144 / row_bytes);
+    const int64_t wanted = n_tokens > MATMUL_ROWWISE_TOKENS ? CUT_OF_MANY : of_few < CUT_OF_FEW ? of_few : CUT_OF_FEW;
     const int64_t by_workers = n_weight_rows / (8 * c->n_workers);
     const int64_t cut = wanted < by_workers ? wanted : by_workers;
     return cut < MATMUL_ROW_TILE ? MATMUL_ROW_TILE : cut / MATMUL_ROW_TILE * MATMUL_ROW_TILE;

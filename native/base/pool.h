@@ -21,7 +21,8 @@ lmi_status pool_open(int n_workers, pool **out, lmi_error *error);
 void pool_close(pool *p);
 int pool_n_workers(const pool *p);
 
-/* Runs a job of fewer than 2^32 pieces to its end: what the pieces wrote is visible to the caller. One caller at a time (pool_lock). */
+/* Runs a job of fewer than 2^32 pieces to its end: what the pieces wrote is visible to the caller. One caller at a time
+ * (pool_lock). */
 void pool_run(pool *p, pool_job *job, void *context, int64_t n_pieces);
 
 /* Sessions of one model take turns: held for a whole read call, not per job. */

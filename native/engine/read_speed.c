@@ -52,9 +52,8 @@ double lmi_model_read_speed(lmi_model *model) {
     pool_lock(model->workers);
     const double began = clock_seconds();
     double best = 0.0;
-    int n_passes = 0;
-    for (double last = began; last - began < 0.2 || n_passes < 3;
-         n_passes++) { /* the first meets pages that are not mapped yet */
+    int n_passes = 0; /* at least three: the first meets pages that are not mapped yet */
+    for (double last = began; last - began < 0.2 || n_passes < 3; n_passes++) {
         pool_run(model->workers, read_piece, &r, (int64_t)((n_bytes + PIECE - 1) / PIECE));
         const double now = clock_seconds();
         best = (double)n_bytes / (now - last) > best ? (double)n_bytes / (now - last) : best;

@@ -8,7 +8,7 @@
 #include "kernels/matmul_avx2.h"
 #include "kernels/matmul_tiles.h"
 
-enum { ROWS = 16, COLUMNS = 256, TILES = 8, TOKENS = 6, PASS_TOKENS = 4, MOST_ROWS = 2 };
+enum { ROWS = 16, COLUMNS = 256, TILES = 8, TOKENS = 6, PASS_TOKENS = 4 };
 
 typedef struct type_float {
     int bytes;                             /* of a value */
@@ -59,7 +59,7 @@ INLINE __m256 load_up_to_8(const type_float *type, const uint8_t *values, int64_
 /* ---- row by row ---------------------------------------------------------------------------------------------------- */
 
 /* Row r and, if there are two, row r + apart. */
-INLINE void rows_float(const matmul_args *a, const type_float *type, int64_t r, int64_t apart, int rows, int64_t t0, int n) {
+INLINE void rows_float(const matmul_args *a, const type_float *type, int64_t t0, int n, int64_t r, int64_t apart, int rows) {
     const int64_t whole = a->k / 32 * 32;
     const float *x[PASS_TOKENS];
     const uint8_t *w[MOST_ROWS];
@@ -94,15 +94,8 @@ INLINE void rows_float(const matmul_args *a, const type_float *type, int64_t r, 
     }
 }
 
-INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0, int n) {
-    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
-    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
-        rows_float(a, type, r, apart, MOST_ROWS, t0, n);
-    }
-    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
-        rows_float(a, type, r, 0, 1, t0, n);
-    }
-}
+INLINE void pass_float(const matmul_args *a, const type_float *type, int64_t t0,
+                       int n){FOR_ROWS_APART(a, n == 1, rows_float, a, type, t0, n)}
 
 INLINE void row_wise(const matmul_args *a, const type_float *type) {
     int64_t t = 0;

@@ -37,6 +37,20 @@ INLINE void fetch_rows_ahead(const void *weights, int bytes, int rows) {
     }
 }
 
+/* One token: rows r and r + apart, half of the rows apart, then an odd one by itself; more tokens: row after row.
+ * CALL(..., r, apart, rows) does one or two. */
+enum { MOST_ROWS = 2 };
+#define FOR_ROWS_APART(A, ONE_TOKEN, CALL, ...)                                                                                \
+    {                                                                                                                          \
+        const int64_t apart = (ONE_TOKEN) ? ((A)->row1 - (A)->row0) / MOST_ROWS : 0;                                           \
+        for (int64_t r = (A)->row0; r < (A)->row0 + apart; r++) {                                                              \
+            CALL(__VA_ARGS__, r, apart, MOST_ROWS);                                                                            \
+        }                                                                                                                      \
+        for (int64_t r = (A)->row0 + MOST_ROWS * apart; r < (A)->row1; r++) {                                                  \
+            CALL(__VA_ARGS__, r, 0, 1);                                                                                        \
+        }                                                                                                                      \
+    }
+
 /* The types whose blocks hold whole numbers: X(type, its name in identifiers). */
 #define MATMUL_INTEGER_TYPES(X)                                                                                                \
     X(Q4_0, q4_0)                                                                                                              \

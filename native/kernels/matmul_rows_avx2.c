@@ -6,7 +6,7 @@
 
 #include "kernels/matmul_avx2.h"
 
-enum { PASS_TOKENS = 4, MOST_ROWS = 2 };
+enum { PASS_TOKENS = 4 };
 
 /* For types with an offset: offset times the sum of each pair of activations, to be taken off. */
 typedef struct pass {
@@ -84,7 +84,7 @@ INLINE void add_blocks_32(const type_32 *type, const pass *p, const float *const
 
 /* Row r and, if there are two, row r + apart. */
 INLINE void rows_32(const matmul_args *a, const type_32 *type, const pass *p, const float *const *dx, const int32_t *const *sum,
-                    int64_t r, int64_t apart, int rows, int64_t t0, int n) {
+                    int64_t t0, int n, int64_t r, int64_t apart, int rows) {
     const int64_t n_blocks = a->k / 32, whole = n_blocks / 8 * 8;
     const uint8_t *w[MOST_ROWS];
     sums_32 s[MOST_ROWS];
@@ -120,13 +120,7 @@ INLINE void pass_32(const matmul_args *a, const type_32 *type, int64_t t0, int n
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
         sum[t] = act_sums_32(token_row(a, t0 + t), a->k);
     }
-    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
-    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
-        rows_32(a, type, &p, dx, sum, r, apart, MOST_ROWS, t0, n);
-    }
-    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
-        rows_32(a, type, &p, dx, sum, r, 0, 1, t0, n);
-    }
+    FOR_ROWS_APART(a, n == 1, rows_32, a, type, &p, dx, sum, t0, n)
 }
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------- */
@@ -164,7 +158,7 @@ INLINE void add_block_256(const type_256 *type, const pass *p, const float *cons
 }
 
 INLINE void rows_256(const matmul_args *a, const type_256 *type, const pass *p, const float *const *dx,
-                     const int16_t *const *sum, int64_t r, int64_t apart, int rows, int64_t t0, int n) {
+                     const int16_t *const *sum, int64_t t0, int n, int64_t r, int64_t apart, int rows) {
     const int64_t n_blocks = a->k / 256;
     const uint8_t *b[MOST_ROWS];
     __m256 dots[MOST_ROWS][PASS_TOKENS], minima[MOST_ROWS][PASS_TOKENS];
@@ -196,13 +190,7 @@ INLINE void pass_256(const matmul_args *a, const type_256 *type, int64_t t0, int
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
         sum[t] = act_sums_16(token_row(a, t0 + t), a->k);
     }
-    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
-    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
-        rows_256(a, type, &p, dx, sum, r, apart, MOST_ROWS, t0, n);
-    }
-    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
-        rows_256(a, type, &p, dx, sum, r, 0, 1, t0, n);
-    }
+    FOR_ROWS_APART(a, n == 1, rows_256, a, type, &p, dx, sum, t0, n)
 }
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */

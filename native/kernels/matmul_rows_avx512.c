@@ -14,7 +14,7 @@
 #include "kernels/matmul_avx512.h"
 #include "kernels/matmul_parts.h"
 
-enum { PASS_TOKENS = 4, MOST_ROWS = 2, UNIT = 256 };
+enum { PASS_TOKENS = 4, UNIT = 256 };
 
 /* Of one token, per unit. Sums start at -offset times the sum of the activations that a lane sees. */
 typedef struct unit_x {
@@ -217,8 +217,8 @@ INLINE void add_unit_32(const unit_32 *type, const uint8_t *b, const unit_x *con
 }
 
 /* Row r and, if there are two, row r + apart. */
-INLINE void rows_32(const matmul_args *a, const unit_32 *type, const unit_x *const *x, const float *const *dx, int64_t r,
-                    int64_t apart, int rows, int64_t t0, int n) {
+INLINE void rows_32(const matmul_args *a, const unit_32 *type, const unit_x *const *x, const float *const *dx, int64_t t0,
+                    int n, int64_t r, int64_t apart, int rows) {
     const int64_t whole = a->k / UNIT;
     const size_t unit_bytes = (size_t)(8 * type->block->bytes), rest = (size_t)(a->k % UNIT / 32 * type->block->bytes);
     const uint8_t *b[MOST_ROWS];
@@ -260,13 +260,7 @@ INLINE void pass_32(const matmul_args *a, const unit_32 *type, int64_t t0, int n
         x[t] = units;
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
     }
-    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
-    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
-        rows_32(a, type, x, dx, r, apart, MOST_ROWS, t0, n);
-    }
-    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
-        rows_32(a, type, x, dx, r, 0, 1, t0, n);
-    }
+    FOR_ROWS_APART(a, n == 1, rows_32, a, type, x, dx, t0, n)
 }
 
 /* ---- super-blocks of 256 ------------------------------------------------------------------------------------------- */
@@ -443,8 +437,8 @@ INLINE void add_unit_256(const unit_256 *type, const uint8_t *b, const unit_x *c
     }
 }
 
-INLINE void rows_256(const matmul_args *a, const unit_256 *type, const unit_x *const *x, const float *const *dx, int64_t r,
-                     int64_t apart, int rows, int64_t t0, int n) {
+INLINE void rows_256(const matmul_args *a, const unit_256 *type, const unit_x *const *x, const float *const *dx, int64_t t0,
+                     int n, int64_t r, int64_t apart, int rows) {
     const int64_t n_units = a->k / UNIT;
     const uint8_t *b[MOST_ROWS];
     __m512 dots[MOST_ROWS][PASS_TOKENS];
@@ -481,13 +475,7 @@ INLINE void pass_256(const matmul_args *a, const unit_256 *type, int64_t t0, int
         x[t] = units;
         dx[t] = act_scales(token_row(a, t0 + t), a->k);
     }
-    const int64_t apart = n == 1 ? (a->row1 - a->row0) / MOST_ROWS : 0;
-    for (int64_t r = a->row0; r < a->row0 + apart; r++) {
-        rows_256(a, type, x, dx, r, apart, MOST_ROWS, t0, n);
-    }
-    for (int64_t r = a->row0 + MOST_ROWS * apart; r < a->row1; r++) {
-        rows_256(a, type, x, dx, r, 0, 1, t0, n);
-    }
+    FOR_ROWS_APART(a, n == 1, rows_256, a, type, x, dx, t0, n)
 }
 
 /* ---- passes of four tokens and of one ---------------------------------------------------------------------------------- */
