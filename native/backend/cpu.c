@@ -143,15 +143,15 @@ static void take_work(taker *t, backend_context *c) {
             (layer->sinks + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT + (layer->capacity + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT;
         c->n_segments = n > c->n_segments ? n : c->n_segments;
     }
-    const uint64_t n_exact = (uint64_t)c->shape.n_exact, n_parts = n_exact * n_kv_heads * (uint64_t)c->n_segments;
+    const uint64_t n_parts = n_kv_heads * (uint64_t)c->n_segments, n_rows = (uint64_t)c->shape.n_exact * group;
     c->partials = take(t, n_parts, sizeof *c->partials);
-    float *m = take(t, n_parts * group, sizeof *m);
-    float *z = take(t, n_parts * group, sizeof *z);
-    float *o = take(t, n_parts * group * (uint64_t)spec->head_dim, sizeof *o);
+    float *m = take(t, n_parts * n_rows, sizeof *m);
+    float *z = take(t, n_parts * n_rows, sizeof *z);
+    float *o = take(t, n_parts * n_rows * (uint64_t)spec->head_dim, sizeof *o);
     for (uint64_t i = 0; c->partials != NULL && !t->failed && i < n_parts; i++) {
-        c->partials[i] = (cpu_partial){m + i * group, z + i * group, o + i * group * (uint64_t)spec->head_dim};
+        c->partials[i] = (cpu_partial){m + i * n_rows, z + i * n_rows, o + i * n_rows * (uint64_t)spec->head_dim};
     }
-    c->arrived = take(t, n_exact * n_kv_heads, sizeof *c->arrived);
+    c->arrived = take(t, n_kv_heads, sizeof *c->arrived);
     c->layers = take(t, (uint64_t)spec->n_layers, sizeof *c->layers);
     c->workers = take(t, (uint64_t)c->n_workers, sizeof *c->workers);
     for (int i = 0; i < c->n_workers; i++) {

@@ -53,10 +53,10 @@ typedef struct cpu_worker {
     uint64_t epoch;
 } cpu_worker;
 
-/* What a segment of decode attention leaves for the merge. */
+/* What a segment of decode attention leaves for the merge: rows of the chunk's tokens, group by group. */
 typedef struct cpu_partial {
-    float *m, *z; /* [group] */
-    float *o;     /* [group][head_dim] */
+    float *m, *z; /* [n_exact][group] */
+    float *o;     /* [n_exact][group][head_dim] */
 } cpu_partial;
 
 struct backend_context {
@@ -78,8 +78,8 @@ struct backend_context {
     cpu_routes routes;
     input_sums *sums;      /* [n_steps], or NULL: importance is not asked for */
     int64_t n_segments;    /* of the largest layer: sinks, then ring */
-    cpu_partial *partials; /* [n_exact][n_kv_heads][n_segments] */
-    atomic_int *arrived;   /* [n_exact][n_kv_heads] segments done */
+    cpu_partial *partials; /* [n_kv_heads][n_segments] */
+    atomic_int *arrived;   /* [n_kv_heads] segments done */
 
     /* the step in progress, for the jobs */
     const backend_chunk *chunk;

@@ -1,7 +1,6 @@
 /* The attention step on the CPU: rotate, store, attend.
  *
- * One token, or a few that must give the same bits: a unit is (token, kv head, segment of 512 slots). Each unit rotates its own
- * queries, the unit that owns the slot of a single token stores its key first, and the last unit of a kv head to finish merges
+ * One token, or a few that must give the same bits: a unit is (kv head, segment of 512 slots). Each unit rotates its own queries, the unit that owns the slot of a single token stores its key first, and the last unit of a kv head to finish merges
  * the parts in order of segments: the result does not depend on who computed what. More tokens: keys and values are stored first,
  * then a unit is (kv head, 64 tokens). */
 #include "backend/cpu.h"
@@ -124,12 +123,13 @@ static segments segments_at(const layer_context *shape, int64_t index) {
     return (segments){n_sinks, used, segments_of(n_sinks), segments_of(n_sinks) + segments_of(used)};
 }
 
-static void merge(backend_context *c, int64_t token, int64_t kv_head, int64_t n_segments) {
+static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
     const model_spec *spec = c->model->spec;
     const int64_t d = spec->head_dim;
-    const cpu_partial *parts = c->partials + (token * spec->n_kv_heads + kv_head) * c->n_segments;
-    for (int64_t r = 0; r < c->group; r++) {
-        float *out = c->buffers[BUFFER_A] + (token * spec->n_heads + kv_head * c->group + r) * d;
+    const cpu_partial *parts = c->partials + kv_head * c->n_segments;
+    for (int64_t r = 0; r < c->chunk->n_tokens * c->group; r++) {
+        const int64_t head = kv_head * c->group + r % c->group;
+        float *out = c->buffers[BUFFER_A] + (r / c->group * spec->n_heads + head) * d;
         float m = -INFINITY;
         for (int64_t s = 0; s < n_segments; s++) {
             m = parts[s].m[r] > m ? parts[s].m[r] : m;
@@ -146,45 +146,44 @@ static void merge(backend_context *c, int64_t token, int64_t kv_head, int64_t n_
                 out[i] += factor * parts[s].o[r * d + i];
             }
         }
-        c->model->kernels->scale(out, normaliser(c, kv_head * c->group + r, m, z), d);
+        c->model->kernels->scale(out, normaliser(c, head, m, z), d);
     }
 }
 
+/* A segment for all tokens of the chunk together, so that its keys and values are fetched and converted once; what a row gets does not
+ * depend on the rows beside it. */
 static void attend_segment(void *context, int64_t piece, int worker_index) {
     backend_context *c = context;
     cpu_worker *worker = &c->workers[worker_index];
     const model_spec *spec = c->model->spec;
     const layer_context *shape = layer_shape(c);
-    const int64_t n_tokens = c->chunk->n_tokens;
-    const int64_t most = segments_at(shape, c->chunk->first + n_tokens - 1).n; /* no token sees more than the last */
-    const int64_t segment = piece % most, kv_head = piece / most % spec->n_kv_heads, token = piece / most / spec->n_kv_heads;
-    const int64_t index = c->chunk->first + token;
-    const segments view = segments_at(shape, index);
-    if (segment >= view.n) {
-        return;
-    }
+    const int64_t n_tokens = c->chunk->n_tokens, n_rows = n_tokens * c->group, d = spec->head_dim;
+    const int64_t first = c->chunk->first, last = first + n_tokens - 1;
+    const segments view = segments_at(shape, last); /* no token sees more than the last */
+    const int64_t segment = piece % view.n, kv_head = piece / view.n;
     const bool is_sink = segment < view.n_sink_segments;
     const int64_t slot0 = (is_sink ? segment : segment - view.n_sink_segments) * ATTEND_SEGMENT;
     const int64_t limit = is_sink ? view.n_sinks : view.used;
     const cpu_layer *layer = &c->layers[c->step->layer];
-    const int64_t row = token * spec->n_kv_heads + kv_head;
-    const cpu_partial *part = c->partials + row * c->n_segments + segment;
 
-    load_queries(c, token, kv_head, worker, worker->q, worker->q_sink);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        load_queries(c, t, kv_head, worker, worker->q + t * c->group * d, worker->q_sink + t * c->group * d);
+    }
     if (!is_sink && n_tokens == 1) {
-        const int64_t own = ring_slot(index, shape->capacity);
+        const int64_t own = ring_slot(first, shape->capacity);
         if (own >= slot0 && own < slot0 + ATTEND_SEGMENT) {
-            store_key_value(c, token, kv_head, worker);
+            store_key_value(c, 0, kv_head, worker);
         }
     }
-    clear_state(part->m, part->z, part->o, c->group, spec->head_dim);
+    const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
+    clear_state(part->m, part->z, part->o, n_rows, d);
     const attend_args args = {
         .bank = is_sink ? &layer->sinks[kv_head] : &layer->rings[kv_head],
         .q = is_sink ? worker->q_sink : worker->q,
-        .n_rows = c->group,
+        .n_rows = n_rows,
         .rows_per_token = c->group,
-        .first_pos = index,
-        .newest = index, /* slots of later tokens look like tokens a ring ago, which nobody sees */
+        .first_pos = first,
+        .newest = last,
         .n_slots_used = is_sink ? view.n_sinks : shape->capacity,
         .window = shape->window,
         .slot0 = slot0,
@@ -198,8 +197,8 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     };
     const kernels *k = c->model->kernels;
     (is_sink ? k->attend_sinks : k->attend_ring)[c->shape.kv_type](&args);
-    if (atomic_fetch_add_explicit(&c->arrived[row], 1, memory_order_acq_rel) == (int)view.n - 1) {
-        merge(c, token, kv_head, view.n);
+    if (atomic_fetch_add_explicit(&c->arrived[kv_head], 1, memory_order_acq_rel) == (int)view.n - 1) {
+        merge(c, kv_head, view.n);
     }
 }
 
@@ -283,8 +282,8 @@ void cpu_attend(backend_context *c) {
         pool_run(workers, attend_block, c, n_kv_heads * ((n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
         return;
     }
-    for (int64_t i = 0; i < n_tokens * n_kv_heads; i++) {
+    for (int64_t i = 0; i < n_kv_heads; i++) {
         atomic_store_explicit(&c->arrived[i], 0, memory_order_relaxed);
     }
-    pool_run(workers, attend_segment, c, n_tokens * n_kv_heads * segments_at(shape, c->chunk->first + n_tokens - 1).n);
+    pool_run(workers, attend_segment, c, n_kv_heads * segments_at(shape, c->chunk->first + n_tokens - 1).n);
 }
