@@ -167,7 +167,7 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     const cpu_layer *layer = &c->layers[c->step->layer];
 
     for (int64_t t = 0; t < n_tokens; t++) {
-        load_queries(c, t, kv_head, worker, worker->q + t * c->group * d, worker->q_sink + t * c->group * d);
+        load_queries(c, t, kv_head, worker, worker->q + t * c->group * d, is_sink ? worker->q_sink + t * c->group * d : NULL);
     }
     if (!is_sink && n_tokens == 1) {
         const int64_t own = ring_slot(first, shape->capacity);
