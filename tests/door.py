@@ -161,6 +161,7 @@ def open_model(native, path: Path, *, isa: str | None = None, threads: int = 2):
     lib.lmi_model_options_default(options)
     options.n_threads = threads
     options.isa = ISAS[isa] if isa else 0
+    options.device = 1  # the CPU: its kernels are what is tested
     place = ffi.new("lmi_model **")
     call(native, "lmi_model_open", str(path).encode(), options, place)
     try:

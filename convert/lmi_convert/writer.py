@@ -209,7 +209,7 @@ def read_back(path: str) -> None:
     from lmi import Model
 
     try:
-        Model(path).close()
+        Model(path, device="cpu").close()
     except errors.Error as e:
         raise errors.InternalError(
             f"the file that was written does not read back: {e.message}", "Please report this; nothing was left behind"

@@ -1,25 +1,36 @@
 /* What a device must do: hold a session's context and work space, and run the steps of the model over a chunk of tokens.
  *
- * A backend knows steps, weights and the shape of the context; it knows no architecture and no file format. */
+ * A backend knows steps, weights and the shape of the context; it knows no architecture and no file format. It may run a part of the
+ * model: some layers one after the other, from a hidden state that another backend left, or to one that another goes on from. */
 #ifndef LMI_BACKEND_BACKEND_H
 #define LMI_BACKEND_BACKEND_H
 
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "backend/candidates.h"
 #include "base/arena.h"
 #include "base/pool.h"
 #include "kernels/kernels.h"
 #include "model/steps.h"
 
-/* What all sessions of a model share. */
+/* What all sessions of a model share: the whole of it, or a part. A part with the first layer begins with EMBED; one with the last
+ * layer ends with the logits. */
 typedef struct backend_model {
     const model_spec *spec;
-    const step *steps; /* [n_steps] */
+    const step *steps; /* [n_steps] of this part */
     int64_t n_steps;
+    int64_t layer0, layer1; /* its layers: layer0 <= i < layer1 */
     const kernels *kernels;
     pool *workers;
+    void *weights; /* the backend's own: a device's copy of what the steps name, made by upload; a split's halves; or NULL */
 } backend_model;
+
+typedef struct backend_upload {
+    int32_t device_index;
+    lmi_progress *progress; /* NULL: nobody watches */
+    void *context;          /* of progress */
+} backend_upload;
 
 /* The Λ buffer of one layer: a ring of `capacity` slots that shows each token the last `window` tokens, and a store of the
  * first `sinks` tokens (0 in layers with a native window). All layers with sinks have the same window and rotation. */
@@ -31,12 +42,13 @@ typedef struct layer_context {
 enum { MAX_ROPES = 2 }; /* different ones among the layers of a session */
 
 typedef struct context_shape {
-    const layer_context *layers; /* [n_layers] */
+    const layer_context *layers; /* [n_layers] of the whole model; a part holds those of its own */
     lmi_kv_type kv_type;
     lmi_placement placement;
-    int64_t chunk;   /* most tokens in one run */
-    int64_t n_exact; /* runs of so many tokens give the very bits that single tokens give */
-    bool importance; /* keep sums of what weights are multiplied with */
+    int64_t chunk;    /* most tokens in one run */
+    int64_t n_exact;  /* runs of so many tokens give the very bits that single tokens give */
+    int64_t n_logits; /* most rows of logits that one run is asked for */
+    bool importance;  /* keep sums of what weights are multiplied with */
 } context_shape;
 
 /* Of one step: squares of its input (after the norm), summed over rows. Experts have sums of their own. */
@@ -47,7 +59,8 @@ typedef struct input_sums {
 } input_sums;
 
 typedef struct backend_bytes {
-    uint64_t context, work;
+    uint64_t context, work;               /* of the host: what the CPU holds, and memory that a device exchanges with it */
+    uint64_t device_context, device_work; /* of the device */
 } backend_bytes;
 
 typedef struct backend_context backend_context; /* one session's part, each backend's own */
@@ -59,22 +72,46 @@ typedef struct backend_chunk {
     int64_t n_tokens;
     int64_t first;
     int64_t start;
-    float *logits;
+    const float *hidden_in; /* [n_tokens][n_embd], what the steps start from; NULL: they begin with EMBED */
+    float *hidden_out;      /* the same after the last step, or NULL: not wanted */
+    float *logits;          /* NULL where the backend keeps them for fetch_logits and candidates */
     int64_t n_logits;
     const atomic_int *cancel; /* looked at between steps: non-zero stops with LMI_CANCELLED */
 } backend_chunk;
 
+/* Functions below the line are NULL where a backend has no use for them. Contexts of one model live in different threads: whoever calls
+ * run, fetch_logits or candidates has the lock of the pool; the others may be called for one context while another runs. */
 typedef struct backend {
     const char *name;
+    /* LMI_DEVICE or LMI_UNSUPPORTED if this backend cannot run these steps or keep a context of this shape. */
     lmi_status (*plan)(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error);
-    /* All memory comes from `memory`; nothing is taken later. `shape->layers` must live as long as the context. */
+    /* All memory of the host comes from `memory`; nothing is taken later. `model` and `shape->layers` must live as long as the context. */
     lmi_status (*open)(const backend_model *model, const context_shape *shape, arena *memory, backend_context **out,
                        lmi_error *error);
+    /* Logits are its last step: if it fails or is cancelled, those of the run before still stand. */
     lmi_status (*run)(backend_context *context, const backend_chunk *chunk, lmi_error *error);
-    /* The keys and values, as a saved state holds them. */
-    void *(*context_memory)(backend_context *context, size_t *size);
-    /* Of step `i` of the model, since the context was opened; NULL if the shape asked for none or the step has no weights. */
+    /* Keys and values of the part's layers, one layer after the other, as the CPU lays them out: what a saved state holds, whoever ran
+     * it. Any range of bytes may be asked for; writes come in order. */
+    uint64_t (*context_bytes)(const backend_context *context);
+    lmi_status (*context_get)(backend_context *context, uint64_t offset, size_t n, void *bytes, lmi_error *error);
+    lmi_status (*context_put)(backend_context *context, uint64_t offset, size_t n, const void *bytes, lmi_error *error);
+    /* Bytes of the weights that the steps name, each tensor once, where this backend keeps them. */
+    uint64_t (*weight_bytes)(const backend_model *model);
+    /* ---- */
+    void (*close)(backend_context *context); /* gives back what is not in the arena; before the arena goes */
+    /* Of step `i` of the part, since the context was opened; NULL if the shape asked for none or the step has no weights. */
     const input_sums *(*importance)(const backend_context *context, int64_t i);
+    /* Of a device: what it is and has free now; LMI_DEVICE with cause and remedy if it cannot be used. */
+    lmi_status (*probe)(int32_t index, lmi_device_info *info, lmi_error *error);
+    /* Copies the weights that the steps name: model->weights, which release gives back. Before any context is opened; the
+     * caller has the lock of the pool. */
+    lmi_status (*upload)(backend_model *model, const backend_upload *how, lmi_error *error);
+    void (*release)(backend_model *model);
+    /* Bytes a second at which the device reads what upload copied, doing nothing with it; 0 if it cannot say. */
+    double (*read_speed)(const backend_model *model);
+    /* Of the last run that had logits NULL: row `row` of n_logits, in full, or what is needed to draw from it. */
+    lmi_status (*fetch_logits)(backend_context *context, int64_t row, float *logits, lmi_error *error);
+    lmi_status (*candidates)(backend_context *context, int64_t row, logit_candidates *out, lmi_error *error);
 } backend;
 
 extern const backend backend_cpu;

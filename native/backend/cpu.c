@@ -5,10 +5,10 @@
  * depend on the cut. */
 #include "backend/cpu.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
+#include "lambda/alibi.h"
 
 /* ---- memory ------------------------------------------------------------------------------------------------------- */
 
@@ -111,6 +111,7 @@ static void take_sums(taker *t, backend_context *c) {
 
 static void take_work(taker *t, backend_context *c) {
     const model_spec *spec = c->model->spec;
+    const int64_t layer0 = c->model->layer0, layer1 = c->model->layer1;
     const uint64_t chunk = (uint64_t)c->shape.chunk, turns = (uint64_t)spec->n_rot;
     const uint64_t n_kv_heads = (uint64_t)spec->n_kv_heads, group = (uint64_t)c->group;
     const uint64_t slots = chunk * (uint64_t)spec->n_experts_used;
@@ -137,7 +138,7 @@ static void take_work(taker *t, backend_context *c) {
     }
     take_sums(t, c);
     c->slopes = take(t, spec->alibi_max_bias > 0.0f ? (uint64_t)spec->n_heads : 0, sizeof(float));
-    for (int64_t i = 0; i < spec->n_layers; i++) {
+    for (int64_t i = layer0; i < layer1; i++) {
         const layer_context *layer = &c->shape.layers[i];
         const int64_t n =
             (layer->sinks + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT + (layer->capacity + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT;
@@ -158,7 +159,7 @@ static void take_work(taker *t, backend_context *c) {
         cpu_worker counted;
         take_worker(t, c, c->workers != NULL ? &c->workers[i] : &counted);
     }
-    for (int64_t i = 0; i < spec->n_layers; i++) {
+    for (int64_t i = layer0; i < layer1; i++) {
         kv_bank *rings = take(t, n_kv_heads, sizeof *rings);
         kv_bank *sinks = c->shape.layers[i].sinks > 0 ? take(t, n_kv_heads, sizeof *sinks) : NULL;
         if (c->layers != NULL) {
@@ -167,10 +168,10 @@ static void take_work(taker *t, backend_context *c) {
     }
 }
 
-static uint64_t all_layer_bytes(const model_spec *spec, const context_shape *shape) {
+static uint64_t all_layer_bytes(const backend_model *model, const context_shape *shape) {
     uint64_t bytes = 0;
-    for (int64_t i = 0; i < spec->n_layers; i++) {
-        bytes += layer_bytes(spec, shape, &shape->layers[i]);
+    for (int64_t i = model->layer0; i < model->layer1; i++) {
+        bytes += layer_bytes(model->spec, shape, &shape->layers[i]);
     }
     return bytes;
 }
@@ -180,7 +181,7 @@ static void place_banks(backend_context *c) {
     const lmi_kv_type type = c->shape.kv_type;
     const int32_t d = (int32_t)spec->head_dim;
     uint8_t *at = c->context;
-    for (int64_t i = 0; i < spec->n_layers; i++) {
+    for (int64_t i = c->model->layer0; i < c->model->layer1; i++) {
         const int64_t ring = kv_round_slots(c->shape.layers[i].capacity), sinks = kv_round_slots(c->shape.layers[i].sinks);
         for (int64_t h = 0; h < spec->n_kv_heads; h++) {
             c->layers[i].rings[h] = kv_bank_at(at, type, d, ring);
@@ -200,7 +201,7 @@ static backend_context describe(const backend_model *model, const context_shape 
         .n_workers = pool_n_workers(model->workers),
         .group = model->spec->n_heads / model->spec->n_kv_heads,
     };
-    for (int64_t i = 0; i < model->spec->n_layers; i++) {
+    for (int64_t i = model->layer0; i < model->layer1; i++) {
         const layer_context *layer = &shape->layers[i];
         turn_set *turns = turns_of(&c, i);
         if (turns == NULL && layer->rope != NULL && c.n_turns < MAX_ROPES) {
@@ -214,18 +215,6 @@ static backend_context describe(const backend_model *model, const context_shape 
     return c;
 }
 
-/* Of n heads, a power of two: max/n, 2 max/n, ... as exponents of 1/2; between them, the odd ones of the next power of two. */
-static void fill_slopes(const model_spec *spec, float *slopes) {
-    int64_t n = 1;
-    while (2 * n <= spec->n_heads) {
-        n *= 2;
-    }
-    for (int64_t h = 0; h < spec->n_heads; h++) {
-        const double ratio = (double)spec->alibi_max_bias / (double)n;
-        slopes[h] = (float)exp2(h < n ? -ratio * (double)(h + 1) : -ratio / 2.0 * (double)(2 * (h - n) + 1));
-    }
-}
-
 static lmi_status cpu_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error) {
     backend_context counted = describe(model, shape);
     taker t = {0};
@@ -233,7 +222,7 @@ static lmi_status cpu_plan(const backend_model *model, const context_shape *shap
     if (t.failed) {
         return fail(error, LMI_OUT_OF_MEMORY, "the work space is larger than this machine can address");
     }
-    *bytes = (backend_bytes){.context = all_layer_bytes(model->spec, shape), .work = t.bytes + sizeof counted};
+    *bytes = (backend_bytes){.context = all_layer_bytes(model, shape), .work = t.bytes + sizeof counted};
     return LMI_OK;
 }
 
@@ -245,7 +234,7 @@ static lmi_status cpu_open(const backend_model *model, const context_shape *shap
     }
     *c = describe(model, shape);
     taker t = {.memory = memory};
-    c->context_bytes = (size_t)all_layer_bytes(model->spec, shape);
+    c->context_bytes = (size_t)all_layer_bytes(model, shape);
     c->context = take(&t, c->context_bytes, 1);
     take_work(&t, c);
     if (t.failed) {
@@ -255,16 +244,46 @@ static lmi_status cpu_open(const backend_model *model, const context_shape *shap
         return LMI_OUT_OF_MEMORY;
     }
     if (c->slopes != NULL) {
-        fill_slopes(model->spec, c->slopes);
+        alibi_slopes(model->spec->n_heads, model->spec->alibi_max_bias, c->slopes);
     }
     place_banks(c);
     *out = c;
     return LMI_OK;
 }
 
-static void *cpu_context_memory(backend_context *c, size_t *size) {
-    *size = c->context_bytes;
-    return c->context;
+static uint64_t cpu_context_bytes(const backend_context *c) { return c->context_bytes; }
+
+static lmi_status cpu_context_get(backend_context *c, uint64_t offset, size_t n, void *bytes, lmi_error *error) {
+    (void)error;
+    memcpy(bytes, c->context + offset, n);
+    return LMI_OK;
+}
+
+static lmi_status cpu_context_put(backend_context *c, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
+    (void)error;
+    memcpy(c->context + offset, bytes, n);
+    return LMI_OK;
+}
+
+static uint64_t bytes_of_weight(const step *s, const model_spec *spec, const weight *w) {
+    const bool stack = s->kind == STEP_EXPERTS_GATED || s->kind == STEP_EXPERTS_ADD;
+    return (stack ? (uint64_t)spec->n_experts : 1) * (uint64_t)w->rows * w->row_bytes;
+}
+
+/* Only the embedding can be named twice: it may be the output, too. */
+static uint64_t cpu_weight_bytes(const backend_model *model) {
+    const void *embedding = NULL;
+    uint64_t bytes = 0;
+    for (int64_t i = 0; i < model->n_steps; i++) {
+        const step *s = &model->steps[i];
+        for (int w = 0; w < STEP_MAX_OUTPUTS; w++) {
+            if (s->w[w] != NULL && s->w[w]->data != embedding) {
+                bytes += bytes_of_weight(s, model->spec, s->w[w]);
+            }
+        }
+        embedding = s->kind == STEP_EMBED ? s->w[0]->data : embedding;
+    }
+    return bytes;
 }
 
 /* ---- steps -------------------------------------------------------------------------------------------------------- */
@@ -459,6 +478,10 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
     for (int i = 0; i < c->n_turns; i++) {
         turn_chunk(c, &c->turns[i]);
     }
+    const size_t hidden = (size_t)(chunk->n_tokens * c->model->spec->n_embd) * sizeof(float);
+    if (chunk->hidden_in != NULL) {
+        memcpy(c->buffers[BUFFER_X], chunk->hidden_in, hidden);
+    }
     for (int64_t i = 0; i < c->model->n_steps; i++) {
         if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
             return fail(error, LMI_CANCELLED, "cancelled");
@@ -499,6 +522,9 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
             break;
         }
     }
+    if (chunk->hidden_out != NULL) {
+        memcpy(chunk->hidden_out, c->buffers[BUFFER_X], hidden);
+    }
     return LMI_OK;
 }
 
@@ -511,6 +537,9 @@ const backend backend_cpu = {
     .plan = cpu_plan,
     .open = cpu_open,
     .run = cpu_run,
-    .context_memory = cpu_context_memory,
+    .context_bytes = cpu_context_bytes,
+    .context_get = cpu_context_get,
+    .context_put = cpu_context_put,
+    .weight_bytes = cpu_weight_bytes,
     .importance = cpu_importance,
 };

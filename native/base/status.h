@@ -4,6 +4,10 @@
 
 #include "lmi.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define LMI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 
 /* Fills `error` (NULL is allowed) and returns `status`, so that a caller can write `return fail(...)`. */
@@ -19,4 +23,7 @@ void remedy(lmi_error *error, const char *format, ...) LMI_PRINTF(2, 3);
 const char *group_digits(uint64_t value, char text[32]);
 const char *human_bytes(uint64_t bytes, char text[32]);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

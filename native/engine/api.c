@@ -36,7 +36,11 @@ void lmi_memory_now(lmi_memory *memory) { memory_now(memory); }
 
 /* ---- the file ----------------------------------------------------------------------------------------------------- */
 
-void lmi_model_get_info(const lmi_model *model, lmi_model_info *info) { *info = model->info; }
+void lmi_model_get_info(const lmi_model *model, lmi_model_info *info) {
+    *info = model->info;
+    const bool settled = !model->has_weights || atomic_load(&model->devices.settled) != 0;
+    info->device_layers = settled ? model->devices.place.device_layers : -1;
+}
 
 static const char *type_text(const gguf_key *key) {
     static const char *const arrays[] = {

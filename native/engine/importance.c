@@ -8,9 +8,9 @@ static bool lies_in(const weight *w, const gguf_tensor *tensor) {
 }
 
 static const input_sums *find_sums(const lmi_session *s, const gguf_tensor *tensor) {
-    const backend_model *shared = &s->model->shared;
+    const backend_model *shared = &s->model->shared; /* only the CPU keeps sums, where it runs all steps */
     for (int64_t i = 0; i < shared->n_steps; i++) {
-        const input_sums *sums = s->model->device->importance(s->context, i);
+        const input_sums *sums = s->device->importance(s->context, i);
         for (int w = 0; sums != NULL && w < STEP_MAX_OUTPUTS; w++) {
             if (shared->steps[i].w[w] != NULL && lies_in(shared->steps[i].w[w], tensor)) {
                 return sums;

@@ -1,4 +1,6 @@
 /* Options to numbers, and numbers to bytes: all of it before anything large is taken. */
+#include <string.h>
+
 #include "base/memory.h"
 #include "engine/session.h"
 #include "lambda/window.h"
@@ -116,16 +118,17 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         };
         plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
     }
+    plan->logits_rows = o->all_logits ? o->chunk : 1 + o->draft;
     plan->shape = (context_shape){
         .layers = plan->layers,
         .kv_type = o->kv_type,
         .placement = o->placement,
         .chunk = o->chunk,
         .n_exact = 1 + o->draft,
+        .n_logits = plan->logits_rows,
         .importance = o->importance != 0,
     };
-    plan->logits_rows = o->all_logits ? o->chunk : 1 + o->draft;
-    return model->device->plan(&model->shared, &plan->shape, &plan->bytes, error);
+    return placement_plan_make(model, &plan->shape, &plan->place, error);
 }
 
 uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
@@ -135,6 +138,7 @@ uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
 }
 
 void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {
+    const placement_plan *p = &plan->place;
     lmi_memory memory;
     memory_now(&memory);
     *report = (lmi_plan){
@@ -143,13 +147,20 @@ void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_p
         .chunk = plan->options.chunk,
         .rollback = plan->options.rollback,
         .ring_slots = plan->capacity,
-        .weight_bytes = model->weights.n_bytes,
-        .context_bytes = plan->bytes.context,
-        .work_bytes = plan->bytes.work + session_own_bytes(model, plan),
+        .weight_bytes = p->host_weights,
+        .context_bytes = p->bytes.context,
+        .work_bytes = p->bytes.work + session_own_bytes(model, plan),
         .tokenizer_bytes = model->tokens != NULL ? tokenizer_bytes(model->tokens) : 0,
         .available_bytes = memory.available_bytes,
         .weights_mapped = model->view.mapped,
+        .device_layers = p->device_layers,
+        .device_weight_bytes = p->device_weights,
+        .device_context_bytes = p->bytes.device_context,
+        .device_work_bytes = p->bytes.device_work,
+        .device_needed_bytes = p->device_needed,
+        .device_available_bytes = p->device_layers > 0 ? p->device_available : 0,
     };
+    memcpy(report->device_note, p->note, sizeof report->device_note);
     report->total_bytes = report->weight_bytes + report->context_bytes + report->work_bytes + report->tokenizer_bytes;
 }
 

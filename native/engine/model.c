@@ -7,7 +7,12 @@
 #include "base/hash.h"
 
 void lmi_model_options_default(lmi_model_options *options) {
-    *options = (lmi_model_options){.size = sizeof *options, .isa = LMI_ISA_AUTO};
+    *options = (lmi_model_options){
+        .size = sizeof *options,
+        .isa = LMI_ISA_AUTO,
+        .device = LMI_DEVICE_AUTO,
+        .gpu_layers = -1,
+    };
 }
 
 static lmi_status check_options(const lmi_model_options *options, lmi_error *error) {
@@ -19,6 +24,18 @@ static lmi_status check_options(const lmi_model_options *options, lmi_error *err
     if (options->n_threads < 0 || options->n_threads > POOL_MAX_WORKERS) {
         return fail(error, LMI_INVALID_ARGUMENT, "threads must be between 1 and %d, not %d", POOL_MAX_WORKERS,
                     options->n_threads);
+    }
+    if (options->device < LMI_DEVICE_AUTO || options->device > LMI_DEVICE_CUDA) {
+        return fail(error, LMI_INVALID_ARGUMENT, "device %d is not known", (int)options->device);
+    }
+    if (options->device_index < 0 || options->gpu_layers < -1) {
+        return fail(error, LMI_INVALID_ARGUMENT, "the GPU's number and its layers must not be negative, not %d and %d",
+                    options->device_index, options->gpu_layers);
+    }
+    if (options->device == LMI_DEVICE_CPU && options->gpu_layers > 0) {
+        fail(error, LMI_INVALID_ARGUMENT, "%d layers are to run on a GPU, and all on the CPU", options->gpu_layers);
+        remedy(error, "Leave out --gpu-layers or --device cpu.");
+        return LMI_INVALID_ARGUMENT;
     }
     return LMI_OK;
 }
@@ -45,7 +62,7 @@ static lmi_status open_ropes(lmi_model *m, lmi_error *error) {
     return status;
 }
 
-static lmi_status open_weights(lmi_model *m, lmi_error *error) {
+static lmi_status open_weights(lmi_model *m, const lmi_model_options *options, lmi_error *error) {
     lmi_status status = model_bind(m->file, &m->spec, &m->memory, &m->weights, error);
     if (status != LMI_OK) {
         return status;
@@ -62,12 +79,15 @@ static lmi_status open_weights(lmi_model *m, lmi_error *error) {
     if (status != LMI_OK) {
         return status;
     }
-    m->shared = (backend_model){.spec = &m->spec, .kernels = m->kernels, .workers = m->workers};
+    m->shared = (backend_model){.spec = &m->spec, .layer1 = m->spec.n_layers, .kernels = m->kernels, .workers = m->workers};
     m->shared.steps = model_steps(&m->spec, &m->weights, &m->memory, &m->shared.n_steps);
     if (m->shared.steps == NULL) {
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for the steps of %lld layers", (long long)m->spec.n_layers);
     }
-    m->device = &backend_cpu;
+    status = placement_open(m, options, error);
+    if (status != LMI_OK) {
+        return status;
+    }
     m->has_weights = true;
     file_prefetch(&m->view, m->file->data_offset, m->view.size - m->file->data_offset);
     for (int64_t i = 0; i < m->shards.n; i++) {
@@ -81,6 +101,8 @@ static void describe(lmi_model *m) {
     m->info = (lmi_model_info){
         .architecture = m->architecture,
         .isa = cpu_isa_name(m->kernels->isa),
+        .device = m->devices.info.name,
+        .no_device = m->devices.none,
         .n_threads = pool_n_workers(m->workers),
         .gguf_version = (int32_t)m->file->version,
         .vocab_only = !m->has_weights,
@@ -159,7 +181,7 @@ static lmi_status open_parts(lmi_model *m, const char *path, const lmi_model_opt
         status = pool_open(n < POOL_MAX_WORKERS ? n : POOL_MAX_WORKERS, &m->workers, error);
     }
     if (status == LMI_OK && !options->vocab_only) {
-        status = open_weights(m, error);
+        status = open_weights(m, options, error);
     }
     return status;
 }
@@ -199,6 +221,7 @@ void lmi_model_close(lmi_model *model) {
     if (model == NULL) {
         return;
     }
+    placement_close(model);
     pool_close(model->workers);
     tokenizer_close(model->tokens);
     gguf_close(model->file);

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "base/file.h"
+#include "engine/placement.h"
 #include "engine/shards.h"
 #include "gguf/gguf.h"
 #include "tokenizer/tokenizer.h"
@@ -20,8 +21,8 @@ struct lmi_model {
     rope_table rope, rope_window, rope_long; /* the last two where the spec has them */
     pool *workers;
     const kernels *kernels;
-    const backend *device;
-    backend_model shared;
+    backend_model shared;  /* the whole model, as the CPU would run it */
+    model_devices devices; /* and who does run it */
     lmi_model_info info;
     char *architecture; /* NUL-terminated, for info */
 };

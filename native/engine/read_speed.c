@@ -1,5 +1,6 @@
-/* How fast this machine can read a model's weights at all: the limit of writing one token after the other. */
+/* How fast this machine, or the GPU that has them, can read a model's weights at all: the limit of writing one token after the other. */
 #define _GNU_SOURCE
+#include <math.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -40,16 +41,12 @@ static void read_piece(void *context, int64_t piece, int worker) {
     r->sums[worker][0] += a + b + c + d;
 }
 
-double lmi_model_read_speed(lmi_model *model) {
-    if (model == NULL || model->file->n_tensors == 0) {
-        return 0.0;
-    }
+static double cpu_speed(const lmi_model *model) {
     reading r = {.file = model->file};
     uint64_t n_bytes = 0;
     for (int64_t i = 0; i < model->file->n_tensors; i++) {
         n_bytes += model->file->tensors[i].n_bytes; /* extents do not overlap */
     }
-    pool_lock(model->workers);
     const double began = clock_seconds();
     double best = 0.0;
     int n_passes = 0; /* at least three: the first meets pages that are not mapped yet */
@@ -59,6 +56,31 @@ double lmi_model_read_speed(lmi_model *model) {
         best = (double)n_bytes / (now - last) > best ? (double)n_bytes / (now - last) : best;
         last = now;
     }
-    pool_unlock(model->workers);
     return best;
+}
+
+/* Those that the GPU has are read there, one part after the other as for a token. */
+double lmi_model_read_speed(lmi_model *model) {
+    if (model == NULL || model->file->n_tensors == 0) {
+        return 0.0;
+    }
+    pool_lock(model->workers);
+    const placement *p = &model->devices.place;
+    const bool placed = model->has_weights && atomic_load(&model->devices.settled) != 0;
+    const bool gpu = placed && p->device_layers > 0, cpu = !gpu || p->device == &p->both;
+    double seconds = 0.0, n_bytes = 0.0;
+    if (gpu) {
+        const backend *device = model->devices.library.table;
+        const backend_model *part = cpu ? &p->halves.part[1] : &p->model;
+        const double speed = device->read_speed != NULL ? device->read_speed(part) : 0.0;
+        n_bytes += (double)device->weight_bytes(part);
+        seconds += speed > 0.0 ? n_bytes / speed : INFINITY;
+    }
+    if (cpu) {
+        const double own = gpu ? (double)backend_cpu.weight_bytes(&p->halves.part[0]) : 1.0;
+        n_bytes += own;
+        seconds += own / cpu_speed(model);
+    }
+    pool_unlock(model->workers);
+    return n_bytes / seconds;
 }

@@ -28,16 +28,10 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "backend/candidates.h"
 #include "base/half.h"
-
-/* Logits per entry of block_max: top-k looks only into blocks that can hold one of the k largest. */
-enum { BLOCK = 64, LANES = 16 };
-
-/* `key` sorts candidates: the smaller, the earlier. Its upper half is the order, its lower half the id. */
-typedef struct candidate {
-    uint64_t key;
-    double weight;
-} candidate;
+#include "engine/logits.h"
+#include "engine/ordering.h"
 
 /* What a saved state holds: no padding, no pointers. */
 typedef struct saved {
@@ -56,7 +50,7 @@ struct sampler {
     int64_t n_vocab;
     candidate *candidates; /* [n_vocab] */
     float *adjusted;       /* [n_vocab]: logits after penalties */
-    float *block_max;      /* [n_vocab / BLOCK, rounded up] */
+    float *block_max;      /* [n_vocab / LOGIT_BLOCK, rounded up]: top-k looks only where one of the k largest can be */
     uint16_t *counts;      /* [n_vocab]: 0 between draws */
 };
 
@@ -130,261 +124,52 @@ static double next_uniform(saved *g) {
     return (double)(output >> 11) * 0x1p-53;
 }
 
-/* ---- passes over all logits -------------------------------------------------------------------------------------- */
-
-/* Inner loops run over a fixed number of lanes, which the compiler turns into vector code of any width. */
-
-/* The largest of each block and of all; NaN is never larger. -infinity if there is nothing else. */
-static float find_max(const float *z, int64_t n, float *block_max) {
-    float largest = -INFINITY;
-    for (int64_t begin = 0; begin < n; begin += BLOCK) {
-        int64_t end = n - begin < BLOCK ? n : begin + BLOCK;
-        float lane[LANES];
-        for (int j = 0; j < LANES; j++) {
-            lane[j] = -INFINITY;
-        }
-        int64_t i = begin;
-        for (; i + LANES <= end; i += LANES) {
-            for (int j = 0; j < LANES; j++) {
-                lane[j] = z[i + j] > lane[j] ? z[i + j] : lane[j];
-            }
-        }
-        for (; i < end; i++) {
-            lane[0] = z[i] > lane[0] ? z[i] : lane[0];
-        }
-        for (int j = 1; j < LANES; j++) {
-            lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
-        }
-        block_max[begin / BLOCK] = lane[0];
-        largest = lane[0] > largest ? lane[0] : largest;
-    }
-    return largest;
-}
-
-/* exp(x) for x <= 0, to about 1e-7 of itself; what is below -87, and NaN, counts as -87 (1.6e-38). That limit is put on the
- * bits, as integers, because the compiler turns a comparison of floats into a jump.
- * x = n log 2 + r, |r| <= log(2) / 2; log 2 in two pieces of which the first times n is exact; Taylor's series to r^7. */
-static inline float exp_lane(float x) {
-    const int32_t most = 0x42ae0000; /* 87 */
-    int32_t magnitude = (int32_t)(f32_to_bits(x) & 0x7fffffffu);
-    x = -f32_from_bits((uint32_t)(magnitude < most ? magnitude : most));
-    float shifted = x * 1.44269504f + 0x1.8p23f; /* the low bits are now n, rounded to nearest */
-    float n = shifted - 0x1.8p23f;
-    float r = (x - n * 0x1.63p-1f) - n * -0x1.bd0106p-13f;
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * f32_from_bits((f32_to_bits(shifted) + 127) << 23);
-}
-
-/* The sum of exp(z - largest), for a finite largest. Lanes are added up in double before rounding can gather in them. */
-static double sum_exp(const float *z, int64_t n, float largest) {
-    double total = 0;
-    for (int64_t begin = 0; begin < n; begin += LANES * LANES) {
-        int64_t size = n - begin < LANES * LANES ? n - begin : LANES * LANES;
-        float power[LANES * LANES], lane[LANES] = {0};
-        for (int64_t i = 0; i < size; i++) {
-            power[i] = exp_lane(z[begin + i] - largest);
-        }
-        for (int64_t i = size; i < LANES * LANES; i++) {
-            power[i] = 0.0f;
-        }
-        for (int i = 0; i < LANES * LANES; i += LANES) {
-            for (int j = 0; j < LANES; j++) {
-                lane[j] += power[i + j];
-            }
-        }
-        for (int j = 0; j < LANES; j++) {
-            total += (double)lane[j];
-        }
-    }
-    return total;
-}
-
-/* How far a logit is below another: 0 if they are equal, infinite ones too. */
-static inline double gap(float z, float largest) { return z == largest ? 0.0 : (double)z - (double)largest; }
-
-static double log_probability(const float *logits, int64_t n, int32_t token, float largest) {
-    if (largest == INFINITY) {
-        int64_t n_infinite = 0;
-        for (int64_t i = 0; i < n; i++) {
-            n_infinite += logits[i] == INFINITY;
-        }
-        return logits[token] == INFINITY ? -log((double)n_infinite) : -INFINITY;
-    }
-    return gap(logits[token], largest) - log(sum_exp(logits, n, largest));
-}
-
-double logits_nll(const float *logits, int64_t n_vocab, int32_t token) {
-    if (token < 0 || token >= n_vocab) {
-        return INFINITY;
-    }
-    float largest = -INFINITY;
-    for (int64_t i = 0; i < n_vocab; i++) {
-        largest = logits[i] > largest ? logits[i] : largest;
-    }
-    if (largest == INFINITY || largest == -INFINITY) {
-        return largest == INFINITY ? -log_probability(logits, n_vocab, token, largest) : NAN;
-    }
-    double total = 0; /* a NaN among the logits gives NaN: a measurement must not hide it */
-    for (int64_t i = 0; i < n_vocab; i++) {
-        total += exp((double)logits[i] - (double)largest);
-    }
-    return log(total) - ((double)logits[token] - (double)largest);
-}
-
-/* ---- the front of an order --------------------------------------------------------------------------------------- */
-
-/* The bits of a float, negative ones turned over, sort like the floats; turned over once more they put the largest first. */
-static uint64_t key_of(float z, int64_t id) {
-    uint32_t bits = f32_to_bits(z + 0.0f); /* -0 becomes 0 */
-    uint32_t ascending = bits ^ ((0u - (bits >> 31)) | 0x80000000u);
-    return (uint64_t)~ascending << 32 | (uint64_t)id;
-}
-
-static int32_t id_of(candidate c) { return (int32_t)(c.key & 0x7fffffff); }
-
-static float logit_of(candidate c) {
-    uint32_t ascending = ~(uint32_t)(c.key >> 32);
-    return f32_from_bits(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
-}
-
-static inline void swap(candidate *a, candidate *b) {
-    candidate held = *a;
-    *a = *b;
-    *b = held;
-}
-
-static void sift_down(candidate *c, int64_t root, int64_t n) {
-    for (int64_t child; (child = 2 * root + 1) < n; root = child) {
-        if (child + 1 < n && c[child + 1].key > c[child].key) {
-            child++;
-        }
-        if (c[root].key >= c[child].key) {
-            return;
-        }
-        swap(&c[root], &c[child]);
-    }
-}
-
-static void heap_sort(candidate *c, int64_t n) {
-    for (int64_t root = n / 2; root-- > 0;) {
-        sift_down(c, root, n);
-    }
-    for (int64_t last = n - 1; last > 0; last--) {
-        swap(&c[0], &c[last]);
-        sift_down(c, 0, last);
-    }
-}
-
-static void insertion_sort(candidate *c, int64_t n) {
-    for (int64_t i = 1; i < n; i++) {
-        candidate held = c[i];
-        int64_t j = i;
-        for (; j > 0 && c[j - 1].key > held.key; j--) {
-            c[j] = c[j - 1];
-        }
-        c[j] = held;
-    }
-}
-
-static uint64_t middle(uint64_t a, uint64_t b, uint64_t c) {
-    return a < b ? (b < c ? b : a < c ? c : a) : (a < c ? a : b < c ? c : b);
-}
-
-/* Splits [0, n), n >= 3, at a pivot out of its middle: keys up to it come first. Both sides get at least one (keys differ).
- * Every element is exchanged, wanted or not: a jump would be guessed wrong for half of them, which costs twice as much. */
-static int64_t partition(candidate *c, int64_t n) {
-    uint64_t pivot = middle(c[0].key, c[n / 2].key, c[n - 1].key);
-    int64_t cut = 0;
-    for (int64_t i = 0; i < n; i++) {
-        candidate next = c[i];
-        c[i] = c[cut];
-        c[cut] = next;
-        cut += next.key <= pivot;
-    }
-    return cut;
-}
-
-typedef enum front { COUNT, MASS_AT_LEAST, MASS_ABOVE } front;
-
-static inline double measure(candidate c, front by) { return by == COUNT ? 1.0 : c.weight; }
-static inline bool reached(double sum, double target, front by) { return by == MASS_ABOVE ? sum > target : sum >= target; }
-
-/* Brings to the front the shortest run of the order whose number or mass reaches the target, all if none does; returns its
- * length, n >= 1. The last of the run is at its end; the rest of it is in any order. */
-static int64_t find_front(candidate *c, int64_t n, front by, double target) {
-    int64_t begin = 0, end = n; /* the run ends in here; `sum` is what lies before */
-    double sum = 0;
-    int budget = 0; /* halvings, with a reserve: bad pivots must not cost quadratic time */
-    for (int64_t i = n; i > 0; i >>= 1) {
-        budget += 3;
-    }
-    while (end - begin > 16 && budget-- > 0) {
-        int64_t cut = begin + partition(c + begin, end - begin);
-        double part = 0;
-        for (int64_t i = begin; i < cut; i++) {
-            part += measure(c[i], by);
-        }
-        if (reached(sum + part, target, by)) {
-            end = cut;
-        } else {
-            sum += part;
-            begin = cut;
-        }
-    }
-    if (end - begin > 16) {
-        heap_sort(c + begin, end - begin);
-    } else {
-        insertion_sort(c + begin, end - begin);
-    }
-    for (int64_t i = begin; i < end; i++) {
-        sum += measure(c[i], by);
-        if (reached(sum, target, by)) {
-            return i + 1;
-        }
-    }
-    return end; /* where the sum in another order reached it, or all */
-}
-
 /* ---- the chain --------------------------------------------------------------------------------------------------- */
 
-static int64_t n_blocks_of(int64_t n_vocab) { return (n_vocab + BLOCK - 1) / BLOCK; }
+static int64_t n_blocks_of(int64_t n_vocab) { return (n_vocab + LOGIT_BLOCK - 1) / LOGIT_BLOCK; }
 
-/* Returns the logits to choose from: the model's, or a copy with penalties. */
-static const float *apply_penalties(sampler *s, const float *logits, const int32_t *history, int64_t position,
-                                    int64_t n_known) {
-    const saved *o = &s->saved;
+/* How many tokens back penalties look; 0 if they change nothing. */
+static int64_t penalty_reach(const saved *o, int64_t position, int64_t n_known) {
     int64_t n = o->penalty_last < SAMPLER_HISTORY ? o->penalty_last : SAMPLER_HISTORY;
     n = n < n_known ? n : n_known;
     n = n < position ? n : position;
-    if (n <= 0 || (o->repeat_penalty == 1.0f && o->frequency_penalty == 0.0f && o->presence_penalty == 0.0f)) {
-        return logits;
-    }
-    memcpy(s->adjusted, logits, (size_t)s->n_vocab * sizeof *logits);
+    return n <= 0 || (o->repeat_penalty == 1.0f && o->frequency_penalty == 0.0f && o->presence_penalty == 0.0f) ? 0 : n;
+}
+
+static void count_tokens(sampler *s, const int32_t *history, int64_t position, int64_t n) {
     for (int64_t i = 1; i <= n; i++) {
         int32_t token = history[(position - i) % SAMPLER_HISTORY];
         if (token >= 0 && token < s->n_vocab) {
             s->counts[token]++;
         }
     }
+}
+
+static float penalized(const saved *o, float logit, int count) {
+    double z = (double)logit;
+    if (count == 0 || !isfinite(z)) {
+        return logit;
+    }
+    z = z > 0 ? z / (double)o->repeat_penalty : z * (double)o->repeat_penalty;
+    z -= count * (double)o->frequency_penalty + (double)o->presence_penalty;
+    return (float)(z > FLT_MAX ? FLT_MAX : z < -FLT_MAX ? -FLT_MAX : z);
+}
+
+/* Returns the logits to choose from: the model's, or a copy with penalties. */
+static const float *apply_penalties(sampler *s, const float *logits, const int32_t *history, int64_t position,
+                                    int64_t n_known) {
+    const int64_t n = penalty_reach(&s->saved, position, n_known);
+    if (n == 0) {
+        return logits;
+    }
+    memcpy(s->adjusted, logits, (size_t)s->n_vocab * sizeof *logits);
+    count_tokens(s, history, position, n);
     for (int64_t i = 1; i <= n; i++) {
         int32_t token = history[(position - i) % SAMPLER_HISTORY];
-        if (token < 0 || token >= s->n_vocab || s->counts[token] == 0) {
-            continue;
+        if (token >= 0 && token < s->n_vocab && s->counts[token] > 0) {
+            s->adjusted[token] = penalized(&s->saved, logits[token], s->counts[token]);
+            s->counts[token] = 0;
         }
-        double z = (double)logits[token];
-        if (isfinite(z)) {
-            z = z > 0 ? z / (double)o->repeat_penalty : z * (double)o->repeat_penalty;
-            z -= s->counts[token] * (double)o->frequency_penalty + (double)o->presence_penalty;
-            s->adjusted[token] = (float)(z > FLT_MAX ? FLT_MAX : z < -FLT_MAX ? -FLT_MAX : z);
-        }
-        s->counts[token] = 0;
     }
     return s->adjusted;
 }
@@ -404,9 +189,9 @@ static float top_k_floor(sampler *s, int64_t k) {
 
 static int64_t collect(sampler *s, const float *z, float floor) {
     int64_t n = 0;
-    for (int64_t begin = 0; begin < s->n_vocab; begin += BLOCK) {
-        if (s->block_max[begin / BLOCK] >= floor) {
-            int64_t end = s->n_vocab - begin < BLOCK ? s->n_vocab : begin + BLOCK;
+    for (int64_t begin = 0; begin < s->n_vocab; begin += LOGIT_BLOCK) {
+        if (s->block_max[begin / LOGIT_BLOCK] >= floor) {
+            int64_t end = s->n_vocab - begin < LOGIT_BLOCK ? s->n_vocab : begin + LOGIT_BLOCK;
             for (int64_t i = begin; i < end; i++) {
                 if (z[i] >= floor) { /* false for NaN */
                     s->candidates[n++] = (candidate){.key = key_of(z[i], i)};
@@ -468,9 +253,49 @@ static void set_weights(candidate *c, int64_t n, double temperature) {
     }
 }
 
+/* Sums depend, in their last digits, on the order of what is summed. A few candidates are put in order first, so that those
+ * of a device (sampler_draw_candidates) and those picked out of all logits give the same bits. */
+static void settle(candidate *c, int64_t n) {
+    if (n <= LOGIT_CANDIDATES) {
+        sort_candidates(c, n);
+    }
+}
+
+/* The links after top-k, over n candidates whose logits are in z; returns how many are left. */
+static int64_t cut(const saved *o, candidate *c, int64_t n, const float *z) {
+    settle(c, n);
+    if (o->typical_p < 1.0f || o->top_p < 1.0f || o->min_p > 0.0f) {
+        set_weights(c, n, 1.0);
+    }
+    if (o->typical_p < 1.0f) {
+        n = keep_typical(c, n, o->typical_p, z);
+        settle(c, n);
+    }
+    if (o->top_p < 1.0f) {
+        n = find_front(c, n, MASS_AT_LEAST, (double)o->top_p * total_weight(c, n));
+        settle(c, n);
+    }
+    if (o->min_p > 0.0f) {
+        double heaviest = 0;
+        for (int64_t i = 0; i < n; i++) {
+            heaviest = c[i].weight > heaviest ? c[i].weight : heaviest;
+        }
+        n = keep_heavy(c, n, (double)o->min_p * heaviest);
+        settle(c, n);
+    }
+    return n;
+}
+
+static int32_t draw_one(saved *o, candidate *c, int64_t n) {
+    set_weights(c, n, (double)o->temperature);
+    n = keep_heavy(c, n, DBL_TRUE_MIN); /* weights that vanish cannot be drawn, not even by rounding */
+    n = n > 0 ? n : 1;                  /* only with options that sampler_check_state would have refused */
+    settle(c, n);
+    return id_of(c[find_front(c, n, MASS_ABOVE, next_uniform(o) * total_weight(c, n)) - 1]);
+}
+
 static int32_t choose(sampler *s, const float *z, float largest) {
     const saved *o = &s->saved;
-    candidate *c = s->candidates;
     bool by_mass = o->typical_p < 1.0f || o->top_p < 1.0f;
     float floor = largest == INFINITY ? INFINITY : o->top_k > 0 ? top_k_floor(s, o->top_k) : -FLT_MAX;
     if (!by_mass && o->min_p > 0.0f && largest < INFINITY) { /* leaves out what min-p will, with a margin for rounding */
@@ -479,34 +304,16 @@ static int32_t choose(sampler *s, const float *z, float largest) {
     }
     int64_t n = collect(s, z, floor);
     if (o->top_k > 0 && n > o->top_k) {
-        n = find_front(c, n, COUNT, (double)o->top_k);
+        n = find_front(s->candidates, n, COUNT, (double)o->top_k);
     }
-    if (by_mass || o->min_p > 0.0f) {
-        set_weights(c, n, 1.0);
-    }
-    if (o->typical_p < 1.0f) {
-        n = keep_typical(c, n, o->typical_p, z);
-    }
-    if (o->top_p < 1.0f) {
-        n = find_front(c, n, MASS_AT_LEAST, (double)o->top_p * total_weight(c, n));
-    }
-    if (o->min_p > 0.0f) {
-        double heaviest = 0;
-        for (int64_t i = 0; i < n; i++) {
-            heaviest = c[i].weight > heaviest ? c[i].weight : heaviest;
-        }
-        n = keep_heavy(c, n, (double)o->min_p * heaviest);
-    }
-    set_weights(c, n, (double)o->temperature);
-    n = keep_heavy(c, n, DBL_TRUE_MIN); /* weights that vanish cannot be drawn, not even by rounding */
-    n = n > 0 ? n : 1;                  /* only with options that sampler_check_state would have refused */
-    return id_of(c[find_front(c, n, MASS_ABOVE, next_uniform(&s->saved) * total_weight(c, n)) - 1]);
+    n = cut(o, s->candidates, n, z);
+    return draw_one(&s->saved, s->candidates, n);
 }
 
 static int32_t find_first(const sampler *s, const float *z, float largest) {
     int64_t i = 0;
-    while (s->block_max[i / BLOCK] != largest) {
-        i += BLOCK;
+    while (s->block_max[i / LOGIT_BLOCK] != largest) {
+        i += LOGIT_BLOCK;
     }
     while (z[i] != largest) {
         i++;
@@ -517,7 +324,7 @@ static int32_t find_first(const sampler *s, const float *z, float largest) {
 lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known,
                         int32_t *token, float *logprob, lmi_error *error) {
     const float *z = apply_penalties(s, logits, history, position, n_known);
-    float largest = find_max(z, s->n_vocab, s->block_max);
+    float largest = logits_largest(z, s->n_vocab, s->block_max);
     if (largest == -INFINITY) {
         fail(error, LMI_INTERNAL, "no token can be drawn: all %lld logits are NaN or -infinity", (long long)s->n_vocab);
         remedy(error,
@@ -528,11 +335,148 @@ lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history,
     *token = greedy ? find_first(s, z, largest) : choose(s, z, largest);
     if (logprob != NULL) {
         if (z != logits) {
-            largest = find_max(logits, s->n_vocab, s->block_max);
+            largest = logits_largest(logits, s->n_vocab, s->block_max);
         }
         *logprob = (float)log_probability(logits, s->n_vocab, *token, largest);
     }
     return LMI_OK;
+}
+
+/* ---- from candidates --------------------------------------------------------------------------------------------- */
+
+/* By how much, of itself, a sum over the vocabulary may be off: made on a device, and in another order. */
+static const double SUM_ERROR = 1e-6, ORDER_ERROR = 1e-9;
+
+/* Puts the candidates, with penalties, into s->candidates, in order; returns their number. What is not among them has a logit
+ * of at most `bound`, with and without penalties: those that these lowered so far are left out, others may go before. */
+static int64_t take_candidates(sampler *s, const logit_candidates *top, int64_t n_penalized, float bound) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < top->n; i++) {
+        const int32_t id = top->id[i];
+        const float z = n_penalized == 0 ? top->logit[i] : penalized(&s->saved, top->logit[i], s->counts[id]);
+        if (z > bound || (n_penalized == 0 && z > -INFINITY)) {
+            s->adjusted[id] = z;
+            s->candidates[n++] = (candidate){.key = key_of(z, id)};
+        }
+    }
+    sort_candidates(s->candidates, n);
+    return n;
+}
+
+/* How many of n candidates top-p and min-p leave if there are more tokens, of logits up to `bound`; `sum` is that of all
+ * weights, 0 if it is not known. 0: cannot be told. Both cut a front off the order, so the shorter one counts. */
+static int64_t find_end(const saved *o, candidate *c, int64_t n, float bound, double sum) {
+    set_weights(c, n, 1.0);
+    const double least = (double)o->min_p * c[0].weight;
+    const bool ends = exp(gap(bound, logit_of(c[0]))) < least * (1.0 - ORDER_ERROR); /* min-p leaves none of the others */
+    n = keep_heavy(c, n, least);
+    if (o->top_p >= 1.0f) {
+        return ends ? n : 0;
+    }
+    const double target = (double)o->top_p * sum;
+    double mass = 0;
+    for (int64_t i = 0; sum > 0.0 && i < n; i++) {
+        mass += c[i].weight;
+        if (mass >= target * (1.0 + SUM_ERROR) || (ends && i == n - 1)) {
+            return i + 1;
+        }
+        if (mass > target * (1.0 - SUM_ERROR)) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
+/* Draws among all tokens, of which n are at hand: the others weigh, together, no less than `low` and no more than `high`. */
+static bool draw_among_all(saved *o, candidate *c, int64_t n, double sum, int32_t *token) {
+    const double t = (double)o->temperature;
+    if (!(t <= 1.0)) {
+        return false; /* heat raises the small ones, by how much is not known */
+    }
+    set_weights(c, n, 1.0);
+    const double others = sum - total_weight(c, n), margin = sum * SUM_ERROR;
+    const double least = gap(logit_of(c[n - 1]), logit_of(c[0]));
+    const double low = t == 1.0 && others > margin ? others - margin : 0.0;
+    const double high = (others + margin) * exp(least * (1.0 / t - 1.0));
+    set_weights(c, n, t);
+    const double total = total_weight(c, n);
+    saved next = *o;
+    const double u = next_uniform(&next);
+    double before = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double up_to = before + c[i].weight;
+        if (up_to > u * (total + high) * (1.0 + ORDER_ERROR)) {
+            if (before > u * (total + low) * (1.0 - ORDER_ERROR)) {
+                return false;
+            }
+            *o = next;
+            *token = id_of(c[i]);
+            return true;
+        }
+        before = up_to;
+    }
+    return false;
+}
+
+static bool draw_candidates(sampler *s, const logit_candidates *top, int64_t n_penalized, int32_t *token) {
+    saved *o = &s->saved;
+    candidate *c = s->candidates;
+    const bool all = top->n == s->n_vocab || top->logit[top->n - 1] == -INFINITY;
+    const float bound = all ? -INFINITY : top->logit[top->n - 1];
+    const bool raised = !(o->repeat_penalty >= 1.0f && o->frequency_penalty >= 0.0f && o->presence_penalty >= 0.0f);
+    int64_t n = take_candidates(s, top, n_penalized, bound);
+    if (n == 0 || (n_penalized > 0 && raised && !all)) {
+        return false;
+    }
+    if (o->temperature == 0.0f || o->top_k == 1) {
+        *token = id_of(c[0]);
+        return true;
+    }
+    if (all || (o->top_k > 0 && o->top_k <= n)) {
+        n = o->top_k > 0 && o->top_k < n ? o->top_k : n;
+        *token = draw_one(o, c, cut(o, c, n, s->adjusted));
+        return true;
+    }
+    if (o->typical_p < 1.0f) {
+        return false;
+    }
+    const double sum = n_penalized == 0 && o->top_k == 0 ? top->sum : 0.0;
+    if (sum > 0.0 && o->top_p >= 1.0f && o->min_p <= 0.0f) {
+        return draw_among_all(o, c, n, sum, token);
+    }
+    n = find_end(o, c, n, bound, sum);
+    if (n > 0) {
+        *token = draw_one(o, c, n);
+    }
+    return n > 0;
+}
+
+bool sampler_draw_candidates(sampler *s, const logit_candidates *top, const int32_t *history, int64_t position, int64_t n_known,
+                             int32_t *token, float *logprob) {
+    if (top->has_nan || top->n < 1 || top->n > LOGIT_CANDIDATES || top->n > s->n_vocab || !isfinite(top->logit[0]) ||
+        !(top->sum > 0.0)) {
+        return false;
+    }
+    for (int32_t i = 0; i < top->n; i++) {
+        if (top->id[i] < 0 || top->id[i] >= s->n_vocab) {
+            return false;
+        }
+    }
+    const int64_t n_penalized = penalty_reach(&s->saved, position, n_known);
+    count_tokens(s, history, position, n_penalized);
+    const bool drawn = draw_candidates(s, top, n_penalized, token);
+    for (int64_t i = 1; i <= n_penalized; i++) {
+        const int32_t one = history[(position - i) % SAMPLER_HISTORY];
+        if (one >= 0 && one < s->n_vocab) {
+            s->counts[one] = 0;
+        }
+    }
+    for (int32_t i = 0; drawn && logprob != NULL && i < top->n; i++) {
+        if (top->id[i] == *token) {
+            *logprob = (float)(gap(top->logit[i], top->logit[0]) - log(top->sum));
+        }
+    }
+    return drawn;
 }
 
 /* ---- opening, options, state ------------------------------------------------------------------------------------- */

@@ -5,9 +5,11 @@
 #ifndef LMI_ENGINE_SAMPLER_H
 #define LMI_ENGINE_SAMPLER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backend/candidates.h"
 #include "base/status.h"
 
 typedef struct sampler sampler;
@@ -25,8 +27,13 @@ lmi_status sampler_set(sampler *s, const lmi_sampling *sampling, lmi_error *erro
 lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history, int64_t position, int64_t n_known,
                         int32_t *token, float *logprob, lmi_error *error);
 
-/* -log softmax(logits)[token], summed in double. +infinity for an id out of range; a NaN among the logits gives NaN. */
-double logits_nll(const float *logits, int64_t n_vocab, int32_t token);
+/* The same from a backend's candidates alone, where they tell for sure: then true, and token, generator and log probability
+ * (to rounding) are those that sampler_draw gives for the whole row. Else false, and nothing has changed: draw from the whole
+ * row. Always true, unless a logit is NaN or +infinity, for the most likely token and for top_k up to LOGIT_CANDIDATES without
+ * penalties; with penalties that only lower, it nearly always is for a smaller top_k. Without top_k it depends on where top-p
+ * and min-p cut. */
+bool sampler_draw_candidates(sampler *s, const logit_candidates *top, const int32_t *history, int64_t position, int64_t n_known,
+                             int32_t *token, float *logprob);
 
 /* The part that a saved state keeps: options and generator. */
 size_t sampler_state_bytes(void);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "engine/logits.h"
 #include "lambda/window.h"
 
 #define MAX_POSITION ((int64_t)1 << 62)
@@ -31,11 +32,29 @@ int64_t session_n_known(const lmi_session *session) {
 
 void session_leave(lmi_session *session) { atomic_store(&session->in_use, 0); }
 
-static lmi_status open_parts(lmi_session *s, const lmi_session_options *options, lmi_error *error) {
+/* The first session decides which layers run where: nobody else may plan by another decision meanwhile. */
+static lmi_status place_session(lmi_session *s, const lmi_session_options *options, lmi_error *error) {
     lmi_model *model = s->model;
+    const bool first = model->has_weights && atomic_load(&model->devices.settled) == 0;
+    if (first) {
+        pool_lock(model->workers);
+    }
     lmi_status status = session_plan_make(model, options, &s->memory, &s->plan, error);
     if (status == LMI_OK) {
-        status = model->device->open(&model->shared, &s->plan.shape, &s->memory, &s->context, error);
+        status = placement_settle(model, &s->plan.place, error);
+    }
+    if (first) {
+        pool_unlock(model->workers);
+    }
+    return status;
+}
+
+static lmi_status open_parts(lmi_session *s, const lmi_session_options *options, lmi_error *error) {
+    lmi_model *model = s->model;
+    lmi_status status = place_session(s, options, error);
+    if (status == LMI_OK) {
+        s->device = model->devices.place.device;
+        status = s->device->open(&model->devices.place.model, &s->plan.shape, &s->memory, &s->context, error);
     }
     if (status != LMI_OK) {
         return status;
@@ -82,6 +101,9 @@ lmi_status lmi_session_open(lmi_model *model, const lmi_session_options *options
 
 void lmi_session_close(lmi_session *session) {
     if (session != NULL) {
+        if (session->context != NULL && session->device->close != NULL) {
+            session->device->close(session->context);
+        }
         arena_close(&session->memory);
         free(session);
     }
@@ -117,20 +139,26 @@ static void take_tokens(lmi_session *s, const int32_t *tokens, int64_t n) {
     s->n_read += n;
 }
 
+/* A device keeps its rows until somebody asks for them, except where all are asked for. */
+static bool holds_logits(const lmi_session *s) { return s->device->fetch_logits != NULL && s->plan.options.all_logits == 0; }
+
 static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, int64_t n_logits, lmi_error *error) {
     const backend_chunk chunk = {
         .tokens = tokens,
         .n_tokens = n,
         .first = s->n_read,
         .start = s->start,
-        .logits = s->logits,
+        .logits = holds_logits(s) ? NULL : s->logits,
         .n_logits = n_logits,
         .cancel = &s->cancel,
     };
     /* From here on ring slots are overwritten, whether or not the chunk is finished. */
     s->furthest = s->n_read + n > s->furthest ? s->n_read + n : s->furthest;
-    return s->model->device->run(s->context, &chunk,
-                                 error); /* logits are its last step: if it fails, the old ones still stand */
+    lmi_status status = s->device->run(s->context, &chunk, error);
+    if (status == LMI_OK) { /* if not, the logits of before still stand */
+        s->held = holds_logits(s) ? (1u << n_logits) - 1 : 0;
+    }
+    return status;
 }
 
 static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, bool is_last, lmi_error *error) {
@@ -231,11 +259,37 @@ lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t 
     return status;
 }
 
-const float *lmi_session_logits(lmi_session *session, int64_t row) {
-    if (session == NULL || session->n_rows == 0 || row < -1 || row >= session->n_rows) {
-        return NULL;
+lmi_status session_fetch_logits(lmi_session *session, int64_t row, lmi_error *error) {
+    if (row >= 32 || (session->held >> row & 1) == 0) {
+        return LMI_OK;
     }
-    return session->logits + (row == -1 ? session->n_rows - 1 : row) * session->model->spec.n_vocab;
+    float *logits = session->logits + row * session->model->spec.n_vocab;
+    pool_lock(session->model->workers);
+    lmi_status status = session->device->fetch_logits(session->context, row, logits, error);
+    pool_unlock(session->model->workers);
+    if (status == LMI_OK) {
+        session->held &= ~(1u << row);
+    }
+    return status;
+}
+
+/* Row -1 is the last. *logits is NULL if there is no such row. */
+static lmi_status find_logits(lmi_session *s, int64_t row, const float **logits, lmi_error *error) {
+    *logits = NULL;
+    if (s->n_rows == 0 || row < -1 || row >= s->n_rows) {
+        return LMI_OK;
+    }
+    row = row == -1 ? s->n_rows - 1 : row;
+    lmi_status status = session_fetch_logits(s, row, error);
+    if (status == LMI_OK) {
+        *logits = s->logits + row * s->model->spec.n_vocab;
+    }
+    return status;
+}
+
+const float *lmi_session_logits(lmi_session *session, int64_t row) {
+    const float *logits = NULL;
+    return session != NULL && find_logits(session, row, &logits, NULL) == LMI_OK ? logits : NULL;
 }
 
 int64_t lmi_session_n_rows(const lmi_session *session) { return session->n_rows; }
@@ -272,7 +326,13 @@ lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const i
         status = fail(error, LMI_INVALID_ARGUMENT, "rows %lld and on, %zu of them: the last read left %lld",
                       (long long)first_row, n, (long long)session->n_rows);
     } else {
-        nll_job job = {lmi_session_logits(session, first_row), session->model->spec.n_vocab, tokens, nll};
+        for (int64_t i = first_row; i < first_row + (int64_t)n && status == LMI_OK; i++) {
+            status = session_fetch_logits(session, i, error);
+        }
+    }
+    if (status == LMI_OK) {
+        const int64_t n_vocab = session->model->spec.n_vocab;
+        nll_job job = {session->logits + first_row * n_vocab, n_vocab, tokens, nll};
         pool_lock(session->model->workers);
         pool_run(session->model->workers, score_row, &job, (int64_t)n);
         pool_unlock(session->model->workers);
@@ -393,18 +453,43 @@ lmi_status lmi_session_set_sampling(lmi_session *session, const lmi_sampling *sa
     return status;
 }
 
+/* From the few that a device tells of, where they are enough and the row is not here already. */
+static lmi_status sample_candidates(lmi_session *s, int32_t *token, float *logprob, bool *drawn, lmi_error *error) {
+    const int64_t row = s->n_rows - 1;
+    *drawn = false;
+    if (row < 0 || row >= 32 || (s->held >> row & 1) == 0 || s->device->candidates == NULL) {
+        return LMI_OK;
+    }
+    logit_candidates top;
+    pool_lock(s->model->workers);
+    lmi_status status = s->device->candidates(s->context, row, &top, error);
+    pool_unlock(s->model->workers);
+    if (status == LMI_OK) {
+        *drawn = sampler_draw_candidates(s->draws, &top, s->history, s->n_read, session_n_known(s), token, logprob);
+    }
+    return status;
+}
+
+static lmi_status sample(lmi_session *s, int32_t *token, float *logprob, lmi_error *error) {
+    if (s->n_rows == 0 || token == NULL) {
+        return fail(error, LMI_INVALID_ARGUMENT, "there are no logits to sample from: read a token first");
+    }
+    const float *logits;
+    bool drawn;
+    lmi_status status = sample_candidates(s, token, logprob, &drawn, error);
+    if (status == LMI_OK && !drawn) {
+        status = find_logits(s, -1, &logits, error);
+    }
+    return status != LMI_OK || drawn
+               ? status
+               : sampler_draw(s->draws, logits, s->history, s->n_read, session_n_known(s), token, logprob, error);
+}
+
 lmi_status lmi_session_sample(lmi_session *session, int32_t *token, float *logprob, lmi_error *error) {
     lmi_status status = session_enter(session, error);
-    if (status != LMI_OK) {
-        return status;
+    if (status == LMI_OK) {
+        status = sample(session, token, logprob, error);
+        session_leave(session);
     }
-    const float *logits = lmi_session_logits(session, -1);
-    if (logits == NULL || token == NULL) {
-        status = fail(error, LMI_INVALID_ARGUMENT, "there are no logits to sample from: read a token first");
-    } else {
-        status = sampler_draw(session->draws, logits, session->history, session->n_read, session_n_known(session), token,
-                              logprob, error);
-    }
-    session_leave(session);
     return status;
 }

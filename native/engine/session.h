@@ -15,7 +15,7 @@ typedef struct session_plan {
     context_shape shape;
     int64_t capacity; /* of the widest ring */
     int64_t logits_rows;
-    backend_bytes bytes;
+    placement_plan place;
 } session_plan;
 
 /* `memory` holds the table of layers, as long as the plan is used. */
@@ -27,6 +27,7 @@ uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan);
 
 struct lmi_session {
     lmi_model *model;
+    const backend *device; /* runs `context` */
     arena memory;
     session_plan plan;
     backend_context *context;
@@ -38,7 +39,8 @@ struct lmi_session {
     int64_t furthest; /* most tokens ever read: later ring slots were overwritten up to here */
     int32_t *history; /* [SAMPLER_HISTORY] token of index i at i % SAMPLER_HISTORY */
     float *logits;    /* [logits_rows][n_vocab] */
-    int64_t n_rows;   /* rows of logits that are valid */
+    int64_t n_rows;   /* rows of logits that there are */
+    uint32_t held;    /* bit r: row r is still with the backend alone; see session_fetch_logits */
     sampler *draws;
 
     draft *guesses;            /* NULL: nothing is read ahead */
@@ -49,6 +51,9 @@ struct lmi_session {
 
 /* How many tokens before n_read the history still holds. */
 int64_t session_n_known(const lmi_session *session);
+
+/* Brings a row that there is to session->logits, if it is not there yet. */
+lmi_status session_fetch_logits(lmi_session *session, int64_t row, lmi_error *error);
 
 /* Forgets what was read ahead. */
 void session_drop_ahead(lmi_session *session);

@@ -18,6 +18,7 @@
 #include "engine/snapshot.h"
 
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -125,11 +126,33 @@ size_t snapshot_size(const snapshot_part *parts, int n_parts) {
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-/* Where a state goes: a file, or memory of the right size. */
+/* Where a state goes: a file, or memory of the right size. The parts are one stream, cut into blocks; each block's sum is kept until
+ * the end, where the sums stand. */
 typedef struct sink {
     file_writer *file; /* NULL: memory */
     uint8_t *next;
+    uint8_t *sums;      /* of the parts' blocks */
+    size_t n_sums;      /* bytes of them that are filled */
+    uint8_t *staged;    /* [BLOCK_BYTES], where a part is not in memory */
+    size_t filled;      /* bytes of the current block */
+    uint32_t block_sum; /* of these */
 } sink;
+
+static lmi_status open_sink(sink *out, const snapshot_part *parts, int n_parts, lmi_error *error) {
+    uint64_t payload = 0;
+    bool staged = false;
+    for (int i = 0; i < n_parts; i++) {
+        payload += parts[i].size;
+        staged |= parts[i].data == NULL && parts[i].size > 0;
+    }
+    const size_t n = (size_t)n_sums_of(payload) * SUM_BYTES;
+    out->sums = malloc(n + (staged ? BLOCK_BYTES : 0) + 1);
+    if (out->sums == NULL) {
+        return fail(error, LMI_OUT_OF_MEMORY, "no memory to save a state");
+    }
+    out->staged = staged ? out->sums + n : NULL;
+    return LMI_OK;
+}
 
 static lmi_status give(sink *out, const void *bytes, size_t size, lmi_error *error) {
     if (out->file != NULL) {
@@ -142,38 +165,40 @@ static lmi_status give(sink *out, const void *bytes, size_t size, lmi_error *err
     return LMI_OK;
 }
 
-/* The sums of the parts, as one stream cut into blocks. They are computed after the parts were written, so that none has to be
- * kept: only as many as fit `held`. */
-static lmi_status give_sums(sink *out, const snapshot_part *parts, int n_parts, lmi_error *error) {
-    uint8_t held[512 * SUM_BYTES];
-    size_t n_held = 0, filled = 0; /* bytes held; bytes of the current block */
-    uint32_t sum = 0;
-    lmi_status status = LMI_OK;
-    for (int i = 0; i < n_parts; i++) {
-        const uint8_t *bytes = parts[i].data;
-        for (size_t left = parts[i].size; left > 0 && status == LMI_OK;) {
-            size_t n = left < BLOCK_BYTES - filled ? left : BLOCK_BYTES - filled;
-            sum = crc32c(sum, bytes, n);
-            bytes += n;
-            left -= n;
-            filled += n;
-            if (filled == BLOCK_BYTES) {
-                put(held + n_held, sum, SUM_BYTES);
-                n_held += SUM_BYTES;
-                filled = 0;
-                sum = 0;
-            }
-            if (n_held == sizeof held) {
-                status = give(out, held, n_held, error);
-                n_held = 0;
-            }
+static void end_block(sink *out) {
+    put(out->sums + out->n_sums, out->block_sum, SUM_BYTES);
+    out->n_sums += SUM_BYTES;
+    out->filled = 0;
+    out->block_sum = 0;
+}
+
+static lmi_status give_payload(sink *out, const uint8_t *bytes, size_t size, lmi_error *error) {
+    for (size_t at = 0; at < size;) {
+        const size_t room = BLOCK_BYTES - out->filled, n = size - at < room ? size - at : room;
+        out->block_sum = crc32c(out->block_sum, bytes + at, n);
+        out->filled += n;
+        at += n;
+        if (out->filled == BLOCK_BYTES) {
+            end_block(out);
         }
     }
-    if (filled > 0) {
-        put(held + n_held, sum, SUM_BYTES);
-        n_held += SUM_BYTES;
+    return give(out, bytes, size, error);
+}
+
+static lmi_status give_part(sink *out, const snapshot_part *part, lmi_error *error) {
+    if (part->data != NULL) {
+        return give_payload(out, part->data, part->size, error);
     }
-    return status == LMI_OK ? give(out, held, n_held, error) : status;
+    lmi_status status = LMI_OK;
+    for (size_t at = 0; at < part->size && status == LMI_OK;) {
+        const size_t n = part->size - at < BLOCK_BYTES ? part->size - at : BLOCK_BYTES;
+        status = part->get(part->owner, at, n, out->staged, error);
+        if (status == LMI_OK) {
+            status = give_payload(out, out->staged, n, error);
+        }
+        at += n;
+    }
+    return status;
 }
 
 static lmi_status give_all(sink *out, const snapshot_header *header, const snapshot_part *parts, int n_parts,
@@ -182,9 +207,12 @@ static lmi_status give_all(sink *out, const snapshot_header *header, const snaps
     write_header(header, parts, n_parts, bytes);
     lmi_status status = give(out, bytes, sizeof bytes, error);
     for (int i = 0; i < n_parts && status == LMI_OK; i++) {
-        status = give(out, parts[i].data, parts[i].size, error);
+        status = give_part(out, &parts[i], error);
     }
-    return status == LMI_OK ? give_sums(out, parts, n_parts, error) : status;
+    if (out->filled > 0) {
+        end_block(out);
+    }
+    return status == LMI_OK ? give(out, out->sums, out->n_sums, error) : status;
 }
 
 /* ---- checking ---------------------------------------------------------------------------------------------------- */
@@ -389,13 +417,34 @@ static lmi_status check_all(const snapshot_header *expected, snapshot_header *h,
     return status;
 }
 
-static void copy_parts(const snapshot_part *parts, int n_parts, const uint8_t *next) {
+static lmi_status put_part(const snapshot_part *part, const uint8_t *bytes, lmi_error *error) {
+    lmi_status status = LMI_OK;
+    for (size_t at = 0; at < part->size && status == LMI_OK;) {
+        const size_t n = part->size - at < BLOCK_BYTES ? part->size - at : BLOCK_BYTES;
+        status = part->put(part->owner, at, n, bytes + at, error);
+        at += n;
+    }
+    return status;
+}
+
+/* Those that can fail come first. */
+static lmi_status copy_parts(const snapshot_part *parts, int n_parts, const uint8_t *bytes, lmi_error *error) {
+    const uint8_t *next = bytes;
     for (int i = 0; i < n_parts; i++) {
-        if (parts[i].size > 0) {
+        lmi_status status = parts[i].data == NULL ? put_part(&parts[i], next, error) : LMI_OK;
+        if (status != LMI_OK) {
+            return status;
+        }
+        next += parts[i].size;
+    }
+    next = bytes;
+    for (int i = 0; i < n_parts; i++) {
+        if (parts[i].data != NULL && parts[i].size > 0) {
             memcpy(parts[i].data, next, parts[i].size);
         }
         next += parts[i].size;
     }
+    return LMI_OK;
 }
 
 /* ---- the four ways ----------------------------------------------------------------------------------------------- */
@@ -424,7 +473,13 @@ lmi_status snapshot_write(const snapshot_header *header, const snapshot_part *pa
         remedy(error, "Give exactly as many bytes as lmi_session_state_size says.");
         return LMI_INVALID_ARGUMENT;
     }
-    return give_all(&(sink){.next = bytes}, header, parts, n_parts, error);
+    sink out = {.next = bytes};
+    status = open_sink(&out, parts, n_parts, error);
+    if (status == LMI_OK) {
+        status = give_all(&out, header, parts, n_parts, error);
+    }
+    free(out.sums);
+    return status;
 }
 
 lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *header, const snapshot_part *parts, int n_parts,
@@ -435,7 +490,9 @@ lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *heade
     snapshot_header loaded;
     lmi_status status = check_all(expected, &loaded, parts, n_parts, bytes, size, check, context, error);
     if (status == LMI_OK) {
-        copy_parts(parts, n_parts, (const uint8_t *)bytes + HEADER_BYTES);
+        status = copy_parts(parts, n_parts, (const uint8_t *)bytes + HEADER_BYTES, error);
+    }
+    if (status == LMI_OK) {
         *header = loaded;
     }
     return status;
@@ -444,15 +501,20 @@ lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *heade
 lmi_status snapshot_save(const snapshot_header *header, const snapshot_part *parts, int n_parts, const char *path,
                          lmi_error *error) {
     file_writer file;
+    sink out = {.file = &file};
     lmi_status status = check_own(header, parts, n_parts, error);
-    if (status != LMI_OK || (status = file_create(path, snapshot_size(parts, n_parts), &file, error)) != LMI_OK) {
+    if (status != LMI_OK || (status = open_sink(&out, parts, n_parts, error)) != LMI_OK) {
         return status;
     }
-    status = give_all(&(sink){.file = &file}, header, parts, n_parts, error);
+    status = file_create(path, snapshot_size(parts, n_parts), &file, error);
     if (status == LMI_OK) {
-        status = file_commit(&file, error);
+        status = give_all(&out, header, parts, n_parts, error);
+        if (status == LMI_OK) {
+            status = file_commit(&file, error);
+        }
+        file_abandon(&file);
     }
-    file_abandon(&file);
+    free(out.sums);
     return status;
 }
 
@@ -466,8 +528,8 @@ lmi_status snapshot_load(const snapshot_header *expected, snapshot_header *heade
     }
     file_prefetch(&view, 0, view.size);
     if ((status = check_all(expected, &loaded, parts, n_parts, view.bytes, view.size, check, context, error)) == LMI_OK &&
-        (status = file_check(&view, error)) == LMI_OK) {
-        copy_parts(parts, n_parts, view.bytes + HEADER_BYTES);
+        (status = file_check(&view, error)) == LMI_OK &&
+        (status = copy_parts(parts, n_parts, view.bytes + HEADER_BYTES, error)) == LMI_OK) {
         *header = loaded;
     }
     file_close(&view);

@@ -25,16 +25,20 @@ typedef struct snapshot_header {
     int32_t isa; /* of the kernels that wrote it: told, not required */
 } snapshot_header;
 
+/* Bytes that a session holds: in memory, or where only functions reach them, as on a device. */
 typedef struct snapshot_part {
-    void *data;
+    void *data; /* NULL: through the functions, in order, by at most a MiB at a time */
     size_t size;
+    void *owner; /* of the functions */
+    lmi_status (*get)(void *owner, uint64_t offset, size_t n, void *bytes, lmi_error *error);
+    lmi_status (*put)(void *owner, uint64_t offset, size_t n, const void *bytes, lmi_error *error);
 } snapshot_part;
 
 size_t snapshot_size(const snapshot_part *parts, int n_parts);
 lmi_status snapshot_write(const snapshot_header *header, const snapshot_part *parts, int n_parts, void *bytes, size_t size,
                           lmi_error *error);
 /* `expected`: all fields but start, position, furthest, has_logits and isa must be equal; those come back in *header. On failure no part
- * has been changed. `check`, if not NULL, sees the bytes of each part before anything is copied, and can refuse. */
+ * has been changed, unless it was a part's own put that failed. `check`, if not NULL, sees the bytes of each part before anything is copied, and can refuse. */
 typedef lmi_status snapshot_check(void *context, int part, const void *bytes, size_t size, lmi_error *error);
 lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *header, const snapshot_part *parts, int n_parts,
                          const void *bytes, size_t size, snapshot_check *check, void *context, lmi_error *error);

@@ -6,6 +6,18 @@
 
 enum { PART_CONTEXT, PART_LOGITS, PART_HISTORY, PART_SAMPLER, N_PARTS };
 
+static size_t context_size(const lmi_session *s) { return (size_t)s->device->context_bytes(s->context); }
+
+static lmi_status get_context(void *owner, uint64_t offset, size_t n, void *bytes, lmi_error *error) {
+    lmi_session *s = owner;
+    return s->device->context_get(s->context, offset, n, bytes, error);
+}
+
+static lmi_status put_context(void *owner, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
+    lmi_session *s = owner;
+    return s->device->context_put(s->context, offset, n, bytes, error);
+}
+
 static void describe(lmi_session *s, snapshot_header *header, snapshot_part parts[N_PARTS]) {
     const lmi_session_options *o = &s->plan.options;
     *header = (snapshot_header){
@@ -25,11 +37,12 @@ static void describe(lmi_session *s, snapshot_header *header, snapshot_part part
     };
     model_fingerprint(s->model, header->fingerprint);
     const size_t row = (size_t)s->model->spec.n_vocab * sizeof(float);
-    parts[PART_CONTEXT].data = s->model->device->context_memory(s->context, &parts[PART_CONTEXT].size);
+    parts[PART_CONTEXT] = (snapshot_part){.size = context_size(s), .owner = s, .get = get_context, .put = put_context};
     /* The last row, wherever it stands; a load puts it first. */
-    parts[PART_LOGITS] = (snapshot_part){(char *)s->logits + (s->n_rows > 0 ? (size_t)(s->n_rows - 1) * row : 0), row};
-    parts[PART_HISTORY] = (snapshot_part){s->history, SAMPLER_HISTORY * sizeof *s->history};
-    parts[PART_SAMPLER] = (snapshot_part){sampler_state(s->draws), sampler_state_bytes()};
+    void *last = s->logits + (s->n_rows > 0 ? (s->n_rows - 1) * s->model->spec.n_vocab : 0);
+    parts[PART_LOGITS] = (snapshot_part){.data = last, .size = row};
+    parts[PART_HISTORY] = (snapshot_part){.data = s->history, .size = SAMPLER_HISTORY * sizeof *s->history};
+    parts[PART_SAMPLER] = (snapshot_part){.data = sampler_state(s->draws), .size = sampler_state_bytes()};
 }
 
 static lmi_status check_part(void *context, int part, const void *bytes, size_t size, lmi_error *error) {
@@ -54,6 +67,7 @@ static void adopt(lmi_session *s, const snapshot_header *header) {
     s->n_read = header->position - header->start;
     s->furthest = header->furthest - header->start;
     s->n_rows = header->has_logits != 0;
+    s->held = 0;
     session_drop_ahead(s);
     if (s->guesses != NULL) {
         draft_clear(s->guesses);
@@ -63,7 +77,7 @@ static void adopt(lmi_session *s, const snapshot_header *header) {
 size_t lmi_session_state_size(const lmi_session *session) {
     const lmi_session *s = session;
     snapshot_part parts[N_PARTS] = {0};
-    (void)s->model->device->context_memory(s->context, &parts[PART_CONTEXT].size);
+    parts[PART_CONTEXT].size = context_size(s);
     parts[PART_LOGITS].size = (size_t)s->model->spec.n_vocab * sizeof(float);
     parts[PART_HISTORY].size = SAMPLER_HISTORY * sizeof *s->history;
     parts[PART_SAMPLER].size = sampler_state_bytes();
@@ -82,6 +96,12 @@ static lmi_status transfer(lmi_session *session, direction way, void *bytes, siz
     describe(session, &header, parts);
     if (way == READ_BYTES || way == READ_FILE) {
         parts[PART_LOGITS].data = session->logits;
+    } else if (session->n_rows > 0) {
+        status = session_fetch_logits(session, session->n_rows - 1, error);
+    }
+    if (status != LMI_OK) {
+        session_leave(session);
+        return status;
     }
     switch (way) {
     case WRITE_BYTES:

@@ -11,6 +11,9 @@
  *
  * Memory: everything is allocated by the _open calls. lmi_session_read, _sample and _rewind allocate nothing.
  *
+ * Devices: a GPU may run the model, or its last layers. Its copy of their weights is made when the first session is opened, for
+ * as many layers as then fit, and stays until the model is closed. States move between sessions on any devices.
+ *
  * Errors: every call that can fail returns a status and, if `error` is not NULL, fills in what happened and what to do.
  * Nothing is printed, nothing aborts. Strings are UTF-8; sizes are in bytes unless said otherwise.
  *
@@ -41,7 +44,7 @@ typedef enum lmi_status {
     LMI_BAD_FORMAT = -3,       /* the file is not what it claims to be, damaged or incomplete */
     LMI_UNSUPPORTED = -4,      /* a sound file that this version cannot run */
     LMI_OUT_OF_MEMORY = -5,
-    LMI_DEVICE = -6,    /* the requested device is missing or failed */
+    LMI_DEVICE = -6,    /* the requested device is missing, cannot do what was asked of it, or failed */
     LMI_STATE = -7,     /* a saved state does not fit this model or these options, or a rewind is too deep */
     LMI_CANCELLED = -8, /* lmi_session_cancel was called */
     LMI_BUSY = -9,      /* the session is in use by another thread */
@@ -73,6 +76,30 @@ LMI_API const char *lmi_isa_name(lmi_isa isa);
 /* 1 if this library has kernels for `isa` and this CPU and operating system run them. LMI_ISA_AUTO is always 1. */
 LMI_API int32_t lmi_isa_available(lmi_isa isa);
 
+/* ---- devices ----------------------------------------------------------------------------------------------------- */
+
+typedef enum lmi_device {                      /* where sessions run */
+                          LMI_DEVICE_AUTO = 0, /* as CUDA where there is a GPU that can be used, else as CPU */
+                          LMI_DEVICE_CPU = 1,
+                          LMI_DEVICE_CUDA = 2
+} lmi_device;
+
+typedef struct lmi_device_info {
+    char name[128];
+    int32_t index;
+    int32_t major, minor; /* compute capability */
+    int32_t n_multiprocessors;
+    int32_t driver, runtime; /* versions of CUDA: 13000 is 13.0 */
+    uint64_t total_bytes, free_bytes;
+} lmi_device_info;
+
+/* The GPU with that number, as it is now; LMI_DEVICE with the cause and the remedy if it cannot be used. `library`: path of the library
+ * that runs it; NULL: liblmi_cuda beside this one, opened only if the system has a CUDA driver. */
+LMI_API lmi_status lmi_device_find(int32_t index, const char *library, lmi_device_info *info, lmi_error *error);
+
+/* Called now and then while something long goes on: bytes done and bytes in all. Anything but 0 stops it with LMI_CANCELLED. */
+typedef int32_t lmi_progress(void *context, uint64_t done, uint64_t all);
+
 /* ---- model ------------------------------------------------------------------------------------------------------- */
 
 typedef struct lmi_model lmi_model;
@@ -83,6 +110,12 @@ typedef struct lmi_model_options {
     lmi_isa isa;
     int32_t vocab_only; /* 1: stop after the tokenizer; such a model cannot open sessions */
     int32_t no_map;     /* 1: read the file into memory instead of mapping it */
+    lmi_device device;
+    int32_t device_index;       /* which GPU */
+    int32_t gpu_layers;         /* how many layers it runs, the last ones; -1: as many as fit */
+    const char *device_library; /* as for lmi_device_find; NULL is the usual one */
+    lmi_progress *progress;     /* of copying weights to the GPU, in the first lmi_session_open; or NULL */
+    void *progress_context;
 } lmi_model_options;
 
 LMI_API void lmi_model_options_default(lmi_model_options *options);
@@ -92,6 +125,9 @@ LMI_API void lmi_model_close(lmi_model *model); /* NULL is allowed */
 typedef struct lmi_model_info {
     const char *architecture; /* "llama"; owned by the model */
     const char *isa;          /* of the kernels in use */
+    const char *device;       /* name of the GPU that the model may use, "" for none; owned by the model, as the next */
+    const char *no_device;    /* why there is none, one line; "" if none was to be looked for */
+    int64_t device_layers;    /* that it runs; -1: as many as fit, which the first session decides */
     int32_t n_threads;
     int32_t gguf_version;
     int32_t vocab_only;
@@ -121,8 +157,8 @@ typedef struct lmi_model_info {
 
 LMI_API void lmi_model_get_info(const lmi_model *model, lmi_model_info *info);
 
-/* Bytes a second at which all threads read the weights, doing nothing with them: best pass of a fifth of a second or more. What a
- * model of more than the caches hold cannot write faster than. 0 without weights. */
+/* Bytes a second at which the weights are read, doing nothing with them: by all threads, best pass of a fifth of a second or more, and by
+ * the GPU what it has. What a model of more than the caches hold cannot write faster than. 0 without weights, or if the GPU cannot say. */
 LMI_API double lmi_model_read_speed(lmi_model *model);
 
 /* Metadata and tensors of the file, by index. Views stay valid while the model is open; they are not NUL-terminated. */
@@ -221,15 +257,23 @@ typedef struct lmi_plan { /* what a session will hold, known before it is opened
     int64_t chunk;
     int64_t rollback;
     int64_t ring_slots;       /* per full-attention layer */
-    uint64_t weight_bytes;    /* of the model, mapped or read */
-    uint64_t context_bytes;   /* keys and values: allocated once, never grows */
-    uint64_t work_bytes;      /* activations, logits, scratch */
+    uint64_t weight_bytes;    /* that the CPU reads for tokens, mapped or read; all, if the file was read into memory */
+    uint64_t context_bytes;   /* keys and values of the CPU's layers: allocated once, never grows */
+    uint64_t work_bytes;      /* activations, logits, scratch, and what is exchanged with the GPU */
     uint64_t tokenizer_bytes; /* with one encoder's */
     uint64_t total_bytes;
     uint64_t available_bytes; /* memory that the system can give now */
     int32_t weights_mapped;
+    int64_t device_layers; /* that the GPU runs; 0: the CPU runs all, and what follows is 0 */
+    uint64_t device_weight_bytes;
+    uint64_t device_context_bytes;
+    uint64_t device_work_bytes;
+    uint64_t device_needed_bytes;    /* that must still be found there: weights only until they have been copied */
+    uint64_t device_available_bytes; /* free there now, less a reserve for the driver */
+    char device_note[256];           /* why a GPU that was looked for does not run all layers, one line; may be empty */
 } lmi_plan;
 
+/* Before the first session is opened: as if it were the first. */
 LMI_API lmi_status lmi_session_plan(const lmi_model *model, const lmi_session_options *options, lmi_plan *plan,
                                     lmi_error *error);
 
@@ -253,7 +297,8 @@ typedef struct lmi_draft_counts {
 LMI_API void lmi_session_get_draft(const lmi_session *session, lmi_draft_counts *counts);
 
 /* Logits [n_vocab] float32 after the last token read; with all_logits, `row` counts the tokens of the last read call's
- * last chunk, 0-based, and -1 is the last. NULL if there is no such row. Valid until the next read, rewind or load. */
+ * last chunk, 0-based, and -1 is the last. NULL if there is no such row, or if the GPU that has them failed (the next call that
+ * returns a status says so). Valid until the next read, rewind or load. */
 LMI_API const float *lmi_session_logits(lmi_session *session, int64_t row);
 LMI_API int64_t lmi_session_n_rows(const lmi_session *session);
 

@@ -38,7 +38,7 @@ static inline size_t act_row_bytes(act_kind kind, int64_t k) {
     return act_round((size_t)k * sizeof(float));
 }
 
-static inline const int8_t *act_q8(const void *row) { return row; }
+static inline const int8_t *act_q8(const void *row) { return (const int8_t *)row; }
 static inline const float *act_scales(const void *row, int64_t k) {
     return (const float *)(const void *)((const char *)row + act_scale_offset(k));
 }

@@ -14,6 +14,10 @@
 #include "kernels/kv_tile.h"
 #include "quant/quant.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* y[t][r] = sum over c of w[r][c] * x[t][c], for rows row0 <= r < row1 and 0 <= t < n_tokens.
  *
  * Exactness: with packed activations the integer dot of each block is exact, only scaling and summing in float32 round. A row's result
@@ -126,4 +130,7 @@ lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error);
 /* exp as in SiLU, and for merging parts of attention; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
 float exp_f32(float x);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

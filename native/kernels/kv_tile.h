@@ -44,7 +44,7 @@ static inline kv_bank kv_bank_at(void *memory, lmi_kv_type type, int32_t head_di
     size_t n = (size_t)head_dim * (size_t)n_slots;
     size_t data = kv_round(n * kv_value_bytes(type));
     size_t half = kv_bank_bytes(type, head_dim, n_slots) / 2;
-    char *base = memory;
+    char *base = (char *)memory;
     kv_bank bank = {type, head_dim, n_slots, base, base + half, NULL, NULL};
     if (type == LMI_KV_Q8_0) {
         bank.key_scales = (uint16_t *)(void *)(base + data);

@@ -10,6 +10,10 @@
 
 #include "base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { ROPE_MAX_PAIRS = 512 };
 
 typedef struct rope_table {
@@ -37,4 +41,7 @@ lmi_status rope_table_init(rope_table *table, const rope_params *params, lmi_err
 /* cos_sin[n_rot/2][2] at a position, error <= 2e-7 * magnitude. Position 0 gives (magnitude, 0). */
 void rope_row(const rope_table *table, int64_t position, float *cos_sin);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

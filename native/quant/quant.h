@@ -8,6 +8,10 @@
 
 #include "base/text.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Values as in GGUF files. */
 typedef enum quant_type {
     QUANT_F32 = 0,
@@ -45,4 +49,7 @@ const quant_info *quant_find_name(text_view name);
 /* Its name in GGUF, supported or not: "IQ2_XXS"; NULL for a number that no version of the format has used. */
 const char *quant_name(uint32_t type);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -35,6 +35,7 @@ _HOME = {
     "library_version": "machine",
     "build_info": "machine",
     "memory": "machine",
+    "find_device": "machine",
 }
 _ERRORS = [
     "Error",
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from lmi.generate import Event, Result, Sampling, Stats  # noqa: F401
-    from lmi.machine import build_info, library_version, memory  # noqa: F401
+    from lmi.machine import build_info, find_device, library_version, memory  # noqa: F401
     from lmi.model import Model, ModelInfo, Tensor, Vocabulary  # noqa: F401
     from lmi.plan import Plan, View  # noqa: F401
     from lmi.session import Choice, Session, Snapshot  # noqa: F401

@@ -48,6 +48,11 @@ def locate() -> tuple[Path, Path]:
     return library, header
 
 
+def device_library() -> str | None:
+    """The library that runs GPUs: LMI_CUDA_LIBRARY if it is set (it then needs no driver); None: the one beside the library."""
+    return os.environ.get("LMI_CUDA_LIBRARY") or None
+
+
 @lru_cache(maxsize=1)
 def native():
     """(ffi, lib), loaded on first use."""

@@ -21,8 +21,8 @@ LEAST_SECONDS = 0.25  # of a sample: with a small model one round of a test is o
 class Row:
     """One test: `n_prompt` tokens read at once or `n_gen` one by one, after `depth` tokens. `samples`: tokens a second, one
     per repetition, each of as many rounds as fill a quarter of a second. `bytes_per_token`: weights and context that a step
-    of one token must fetch (of reading: 0). `read_speed`: bytes a second at which this machine just read the
-    weights."""
+    of one token must fetch (of reading: 0). `read_speed`: bytes a second at which this machine just
+    read the weights, each where it lies; 0 where the GPU cannot say."""
 
     n_prompt: int
     n_gen: int
@@ -70,7 +70,7 @@ def step_bytes(model) -> int:
 
 
 def read_speed(model) -> float:
-    """Bytes a second at which all threads read the weights, doing nothing with them."""
+    """Bytes a second at which all threads, or the GPU, read the weights, doing nothing with them."""
     with model.use() as m:
         return native()[1].lmi_model_read_speed(m)
 
@@ -101,7 +101,7 @@ def measure(
         with model.session(**options) as session:
             opened(session)
             plan = session.plan
-            per_slot = plan.context_bytes / (plan.ring_slots + plan.sinks)
+            per_slot = plan.keys_and_values_bytes / (plan.ring_slots + plan.sinks)
             progress(f"filling to {depth:,}")
             source.read(session, min(plan.chunk, 32))  # wakes the threads and touches the weights
             session.rewind_to(0)

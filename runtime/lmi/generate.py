@@ -147,7 +147,7 @@ class Stats:
 
         self.view = session.view
         self.position = session.position
-        self.context_bytes = session.plan.context_bytes
+        self.context_bytes = session.plan.keys_and_values_bytes
         self.peak_bytes = memory().peak_resident
         self.guessed, self.came_true, _ = session.draft_counts
         return self
@@ -233,7 +233,7 @@ def generate(
 def _events(session, prompt, max_tokens, stops, bos, special, seed, room, read_last):
     from lmi.tokens import Decoder
 
-    stats = Stats(seed=seed, context_bytes=session.plan.context_bytes)
+    stats = Stats(seed=seed, context_bytes=session.plan.keys_and_values_bytes)
     began = time.perf_counter()
     if prompt is not None:
         stats.read = session.feed(prompt, bos=bos, special=special)

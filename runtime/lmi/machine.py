@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-from lmi._native import native, text_of
+from lmi._native import check, device_library, native, text_of
 from lmi.errors import InvalidArgument
 
 ISA_NAMES = ("auto", "ref", "avx2", "avx512", "neon")  # by value of lmi_isa
 KV_TYPES = ("f16", "q8_0", "f32")  # by value of lmi_kv_type
 PLACEMENTS = ("ceiling", "contiguous")  # by value of lmi_placement
+DEVICES = ("auto", "cpu", "cuda")  # by value of lmi_device
 
 
 def library_version() -> str:
@@ -59,3 +61,42 @@ def memory() -> Memory:
     m = ffi.new("lmi_memory *")
     lib.lmi_memory_now(m)
     return Memory(m.resident_bytes, m.peak_resident_bytes, m.anonymous_bytes, m.available_bytes, m.total_bytes)
+
+
+def device_of(name: str) -> tuple[int, int]:
+    """(lmi_device, number of the GPU) of "auto", "cpu", "cuda" or "cuda:1"; raises InvalidArgument."""
+    kind, _, number = str(name).partition(":")
+    if ":" in str(name) and (kind != "cuda" or not (number.isascii() and number.isdigit()) or len(number) > 4):
+        raise InvalidArgument(f"device {name!r} is unknown", "One of: auto, cpu, cuda, or cuda:1 for the second GPU")
+    return code_of(kind, DEVICES, "device"), int(number or 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, as it is now. `compute`: its capability, (9, 0); `driver`, `runtime`: versions of CUDA, (13, 0); bytes."""
+
+    name: str
+    index: int
+    compute: tuple[int, int]
+    driver: tuple[int, int]
+    runtime: tuple[int, int]
+    total: int
+    free: int
+
+    def __str__(self) -> str:
+        from lmi.formats import human_bytes
+
+        versions = f"compute {self.compute[0]}.{self.compute[1]}, CUDA {self.runtime[0]}.{self.runtime[1]}"
+        driver = f"driver for {self.driver[0]}.{self.driver[1]}"
+        return f"{self.name}, {versions}, {driver}, {human_bytes(self.free)} free of {human_bytes(self.total)}"
+
+
+def find_device(index: int = 0) -> Device:
+    """The GPU with that number. Raises DeviceError with the cause and the remedy if it cannot be used."""
+    ffi, lib = native()
+    c, error = ffi.new("lmi_device_info *"), ffi.new("lmi_error *")
+    library = device_library()
+    path = ffi.new("char[]", os.fsencode(library)) if library else ffi.NULL
+    check(lib.lmi_device_find(index, path, c, error), error)
+    driver, runtime = ((v // 1000, v % 1000 // 10) for v in (c.driver, c.runtime))
+    return Device(text_of(c.name), c.index, (c.major, c.minor), driver, runtime, c.total_bytes, c.free_bytes)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from lmi import errors
-from lmi._native import Handle, check, native, text_of
-from lmi.machine import ISA_NAMES, code_of, memory
+from lmi._native import Handle, check, device_library, native, text_of
+from lmi.machine import ISA_NAMES, code_of, device_of, memory
 from lmi.plan import Plan, integer, make_plan
 from lmi.text import utf8_blocks
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What the file holds. Sizes in bytes, `trained_context` and `native_window` (0: none) in tokens. `n_ff`: of one expert
-    where there are `n_experts`; `..._active`: what one token meets, less the experts that it does not choose."""
+    where there are `n_experts`; `..._active`: what one token meets, less the experts that it does not choose. `device`: name of
+    the GPU that may run layers, "" for none, and then `no_device` says why, unless none was to be looked for or the system has
+    no driver; how many layers it runs is in a session's plan."""
 
     architecture: str
     isa: str
+    device: str
+    no_device: str
     n_threads: int
     gguf_version: int
     vocab_only: bool
@@ -82,8 +84,13 @@ class Model(Handle):
 
     `window`, `sinks` (or `sink`), `kv_type` ("f16", "q8_0", "f32") and `chunk` are what its sessions get unless they say
     otherwise; None is the library's choice (16 sinks, a window of at most 4096 tokens). `threads`: None is one per usable
-    core. `isa`: "auto", or one of lmi.machine.available_isas(). `device`: "auto" or "cpu"; "cuda" raises DeviceError where
-    there is none. `vocab_only`: stop after the tokenizer; no sessions. `mmap`: False reads the file into memory.
+    core. `isa`: "auto", or one of lmi.machine.available_isas(). `vocab_only`: stop after the tokenizer; no sessions. `mmap`:
+    False reads the file into memory.
+
+    `device`: "cpu"; "cuda", or "cuda:1" for another GPU than the first, raises DeviceError where it cannot be used; "auto" is
+    the GPU where there is one, else the CPU. `gpu_layers`: how many layers the GPU runs, the last ones; None: as many as fit
+    it when the first session is opened. Weights are copied then: `progress(done, all)` is called with bytes; an exception in
+    it stops that and is raised where the session was to be opened.
 
     Raises FileFormatError, UnsupportedModel, OutOfMemory, DeviceError, InvalidArgument.
     """
@@ -100,15 +107,16 @@ class Model(Handle):
         threads: int | None = None,
         isa: str = "auto",
         device: str = "auto",
+        gpu_layers: int | None = None,
         vocab_only: bool = False,
         mmap: bool = True,
+        progress: Callable[[int, int], object] | None = None,
     ):
         if sink is not None:
             if sinks is not None:
                 raise errors.InvalidArgument("sink and sinks are the same thing: give one")
             sinks = sink
-        if code_of(device, DEVICES, "device") == DEVICES.index("cuda"):
-            raise errors.DeviceError("no usable CUDA device: this build of lmi has none", "Use --device cpu")
+        device_code, device_index = device_of(device)
         self.path = os.fspath(path)
         self._defaults = {"window": window, "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
         require_model_file(self.path)
@@ -119,6 +127,13 @@ class Model(Handle):
         options.isa = code_of(isa, ISA_NAMES, "isa")
         options.vocab_only = 1 if vocab_only else 0
         options.no_map = 0 if mmap else 1
+        options.device, options.device_index = device_code, device_index
+        options.gpu_layers = -1 if gpu_layers is None else integer(gpu_layers, "gpu_layers", 0, 2**31 - 1)
+        library = device_library()
+        path_of_library = ffi.new("char[]", os.fsencode(library)) if library else ffi.NULL
+        options.device_library = path_of_library
+        self._copying = Copying(progress)
+        options.progress = self._copying.callback
         if not mmap and not vocab_only:
             _require_room(self.path)
         error, out = ffi.new("lmi_error *"), ffi.new("lmi_model **")
@@ -146,6 +161,7 @@ class Model(Handle):
                 lib.lmi_model_get_info(m, c)
                 values = {name: getattr(c, name) for name in ModelInfo.__dataclass_fields__}
                 values["architecture"], values["isa"] = text_of(c.architecture), text_of(c.isa)
+                values["device"], values["no_device"] = text_of(c.device), text_of(c.no_device)
                 values["vocab_only"], values["has_tokenizer"] = bool(c.vocab_only), bool(c.has_tokenizer)
             self._info = ModelInfo(**values)
         return self._info
@@ -307,6 +323,33 @@ class Model(Handle):
         from lmi.generate import gather
 
         return gather(self.stream(prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, **sampling))
+
+
+class Copying:
+    """Watches weights being copied to a GPU. The native call asks now and then, so that signals get their turn; what is raised
+    then stops it and is kept for who opened the session."""
+
+    def __init__(self, progress: Callable[[int, int], object] | None):
+        ffi, _ = native()
+        self.raised: BaseException | None = None
+
+        def step(_, done, whole) -> int:
+            if progress:
+                progress(done, whole)
+            return 0
+
+        def stop(kind, exception, traceback) -> None:
+            self.raised = exception
+
+        try:
+            self.callback = ffi.callback("lmi_progress *", step, error=1, onerror=stop)
+        except MemoryError:  # a system that lets no program make code: it is copied unwatched
+            self.callback = ffi.NULL
+
+    def reraise(self) -> None:
+        raised, self.raised = self.raised, None
+        if raised is not None:
+            raise raised
 
 
 def _parser(kind: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from lmi._native import check, native
+from lmi._native import check, native, text_of
 from lmi.errors import InvalidArgument, OutOfMemory
 from lmi.formats import human_bytes, span
 from lmi.machine import KV_TYPES, PLACEMENTS, code_of
@@ -18,9 +18,14 @@ CEILING_SINKS = 100  # more sinks than this at one distance blur each other (LM-
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a session. Tokens: `window` (L), `sinks` (G), `chunk`, `rollback`, `ring_slots` (per full-attention layer).
-    Bytes: `weight_bytes` of the model, `context_bytes` (keys and values: allocated once, never grows), `work_bytes`
-    (activations, logits, scratch), `tokenizer_bytes`, their sum `total_bytes`, and `available_bytes` that the system can
-    give now. `weights_mapped`: weights are pages of the file, which the system can drop and read again."""
+    Bytes: `weight_bytes` that the CPU reads for tokens, `context_bytes` (keys and values of its layers: allocated once, never
+    grows), `work_bytes` (activations, logits, scratch), `tokenizer_bytes`, their sum `total_bytes`, and `available_bytes` that
+    the system can give now. `weights_mapped`: weights are pages of the file, which the system can drop and read again.
+
+    On the GPU: `device_layers` of the model, the last ones (0: none, and the rest is 0), `device_weight_bytes`,
+    `device_context_bytes`, `device_work_bytes`; `device_needed_bytes` of them are still to be found there, where
+    `device_available_bytes` are free. `device_note`: why the GPU does not run all layers, or "". Before a model's first session
+    these are what it would decide."""
 
     window: int
     sinks: int
@@ -34,16 +39,37 @@ class Plan:
     total_bytes: int
     available_bytes: int
     weights_mapped: bool
+    device_layers: int
+    device_weight_bytes: int
+    device_context_bytes: int
+    device_work_bytes: int
+    device_needed_bytes: int
+    device_available_bytes: int
+    device_note: str
 
     @property
     def needed_bytes(self) -> int:
-        """What must still be found: context and work space. Mapped weights can be dropped and read again by the system, and
-        weights that were read into memory are there already."""
+        """What the system must still find: context and work space. Mapped weights can be dropped and read again, and weights
+        that were read into memory are there already."""
         return self.context_bytes + self.work_bytes
 
     @property
-    def fits(self) -> bool:
+    def keys_and_values_bytes(self) -> int:
+        """The context, wherever it lies."""
+        return self.context_bytes + self.device_context_bytes
+
+    @property
+    def device_total_bytes(self) -> int:
+        return self.device_weight_bytes + self.device_context_bytes + self.device_work_bytes
+
+    @property
+    def fits_system(self) -> bool:
         return self.needed_bytes <= self.available_bytes
+
+    @property
+    def fits(self) -> bool:
+        """The system's memory and the GPU's have room."""
+        return self.fits_system and self.device_needed_bytes <= self.device_available_bytes
 
     @property
     def weights_fit(self) -> bool:
@@ -146,7 +172,7 @@ def session_options(
 def plan_from(c) -> Plan:
     """A `lmi_plan` as a Plan."""
     values = {name: getattr(c, name) for name in Plan.__dataclass_fields__}
-    values["weights_mapped"] = bool(values["weights_mapped"])
+    values["weights_mapped"], values["device_note"] = bool(values["weights_mapped"]), text_of(c.device_note)
     return Plan(**values)
 
 
@@ -158,8 +184,9 @@ def make_plan(model_pointer, **options) -> Plan:
 
 
 def require_memory(model_pointer, plan: Plan, **options) -> None:
-    """Raises OutOfMemory if context and work space are more than the system can give, with a smaller window that would fit."""
-    if plan.fits:
+    """Raises OutOfMemory if context and work space are more than the system can give, with a smaller window that would fit.
+    Of the GPU the library itself says so."""
+    if plan.fits_system:
         return
     text = f"needs {human_bytes(plan.needed_bytes)} beside the weights, {human_bytes(plan.available_bytes)} free"
     window, saving = plan.window, 0
@@ -167,7 +194,7 @@ def require_memory(model_pointer, plan: Plan, **options) -> None:
         window = max(256, 1 << (window - 1).bit_length() - 1)
         smaller = make_plan(model_pointer, **{**options, "window": window})
         saving = plan.needed_bytes - smaller.needed_bytes
-        if smaller.fits:
+        if smaller.fits_system:
             break
     if saving > 0:
         remedy = f"Smaller window: {window} saves {human_bytes(saving)}; or a smaller quant"

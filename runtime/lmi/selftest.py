@@ -18,6 +18,7 @@ U32, F32, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5  # value types of GGUF
 TYPE_F32, TYPE_Q8_0 = 0, 8  # tensor types
 SCALE = 2.0**-9
 EXACT = 1e-5  # of the largest logit: F32 kernels differ by the order of their sums only
+HALF = 0.005  # the GPU rounds what many tokens are multiplied with to half precision
 COARSE = 0.05  # Q8_0 kernels round activations to 8 bits, where a last bit can turn into a step
 
 
@@ -116,8 +117,8 @@ def _matrix(draw: random.Random, n: int, kind: int) -> bytes:
     return struct.pack(f"<{n}f", *[SCALE * c for c in memoryview(codes).cast("b")])
 
 
-def run() -> list[Outcome]:
-    """All checks; takes about two seconds. Nothing is raised: what fails is an Outcome."""
+def run(gpu: bool = False) -> list[Outcome]:
+    """All checks, on the GPU too if there is one; takes about two seconds. Nothing is raised: what fails is an Outcome."""
     outcomes = [_attempt("decode Q8_0", _decoder)]
     folder = tempfile.mkdtemp(prefix="lmi-doctor-")
     path, floats = os.path.join(folder, "q8_0.gguf"), os.path.join(folder, "f32.gguf")
@@ -129,6 +130,9 @@ def run() -> list[Outcome]:
             outcomes.append(_attempt(f"run F32 with {isa}", lambda isa=isa: _model(floats, isa, "f32", reference, EXACT)))
         for isa in available_isas():
             outcomes.append(_attempt(f"run Q8_0 with {isa}", lambda isa=isa: _model(path, isa, "f16", reference, COARSE)))
+        if gpu:
+            outcomes.append(_attempt("run F32 on the GPU", lambda: _model(floats, "auto", "f32", reference, HALF, "cuda")))
+            outcomes.append(_attempt("run Q8_0 on the GPU", lambda: _model(path, "auto", "f16", reference, COARSE, "cuda")))
         outcomes.append(_attempt("constant memory", lambda: _constant(path)))
         outcomes.append(_attempt("save and go on", lambda: _state(path, folder)))
     except OSError as e:
@@ -161,11 +165,14 @@ def _decoder() -> tuple[bool, str]:
 PROMPT = [1] + [3 + (7 * i) % 256 for i in range(300)]  # longer than window and sinks
 
 
-def _model(path: str, isa: str, kv_type: str, reference: list, tolerance: float) -> tuple[bool, str]:
+def _model(
+    path: str, isa: str, kv_type: str, reference: list, tolerance: float, device: str = "cpu"
+) -> tuple[bool, str]:
     """Reads in chunks, token by token and in chunks again; compares with the portable kernels on the F32 file."""
     from lmi.model import Model
 
-    with Model(path, isa=isa) as model, model.session(window=64, sinks=8, chunk=32, kv_type=kv_type) as session:
+    options = {"window": 64, "sinks": 8, "chunk": 32, "kv_type": kv_type}
+    with Model(path, isa=isa, device=device) as model, model.session(**options) as session:
         session.read_tokens(PROMPT)
         logits = session.logits().tolist()
         session.rewind_to(0)
@@ -187,7 +194,7 @@ def _constant(path: str) -> tuple[bool, str]:
     from lmi.machine import memory
     from lmi.model import Model
 
-    with Model(path) as model, model.session(window=64, sinks=8, chunk=64) as session:
+    with Model(path, device="cpu") as model, model.session(window=64, sinks=8, chunk=64) as session:
         session.read_tokens(PROMPT)
         before = memory().anonymous
         for _ in range(20):
@@ -202,7 +209,7 @@ def _state(path: str, folder: str) -> tuple[bool, str]:
     from lmi.model import Model
 
     saved = os.path.join(folder, "state")
-    with Model(path) as model, model.session(window=64, sinks=8) as one, model.session(window=64, sinks=8) as two:
+    with Model(path, device="cpu") as model, model.session(window=64, sinks=8) as one, model.session(window=64, sinks=8) as two:
         one.read_tokens(PROMPT)
         one.save(saved)
         one.read_tokens(PROMPT[:20])

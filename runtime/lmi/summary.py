@@ -44,25 +44,43 @@ def model_name(model) -> str:
     return " ".join(f"{name} {size}".split())[:80]
 
 
-def device_text(info) -> str:
-    threads = f"{info.n_threads} thread{'s' if info.n_threads != 1 else ''}"
-    return f"CPU, {threads}, {info.isa}"
+def device_text(info, plan=None) -> str:
+    """Who runs the layers, by a plan."""
+    cpu = f"CPU, {info.n_threads} thread{'s' if info.n_threads != 1 else ''}, {info.isa}"
+    n = plan.device_layers if plan else 0
+    if n == info.n_layers:
+        return info.device
+    return f"{info.device}, {n} of {info.n_layers} layers, and {cpu}" if n else cpu
+
+
+def device_lines(plan, head: str) -> list[str]:
+    """What the GPU would hold, and why it does not run everything."""
+    lines = [f"{head}{plan.device_note}"] if plan.device_note else []
+    if plan.device_layers:
+        parts = [
+            f"weights {human_bytes(plan.device_weight_bytes)}",
+            f"context {human_bytes(plan.device_context_bytes)}",
+            f"work {human_bytes(plan.device_work_bytes)}",
+        ]
+        free = f"{human_bytes(plan.device_available_bytes)} free"
+        lines.append(f"{head}{' + '.join(parts)} = {human_bytes(plan.device_total_bytes)} of {free}")
+    return lines
 
 
 def plan_lines(model, plan, *, prompt: str, template: str) -> list[str]:
     """The three lines before a run."""
     info = model.info
-    weights = f"weights {human_bytes(plan.weight_bytes)}{' (mapped)' if plan.weights_mapped else ''}"
-    rest = plan.total_bytes - plan.weight_bytes - plan.context_bytes - plan.work_bytes
-    extra = f" + tokenizer {human_bytes(rest)}" if rest >= 1 << 20 else ""
-    memory = (
-        f"{weights} + context {human_bytes(plan.context_bytes)} + work {human_bytes(plan.work_bytes)}{extra} = "
-        f"{human_bytes(plan.total_bytes)} of {human_bytes(plan.available_bytes)} free"
-    )
-    what = f"{model_name(model)} · {quant_name(model)} · {human_bytes(plan.weight_bytes)} · {info.n_layers} layers"
+    mapped = " (mapped)" if plan.weights_mapped else ""
+    parts = [f"weights {human_bytes(plan.weight_bytes)}{mapped}"] if plan.weight_bytes else []
+    parts += [f"context {human_bytes(plan.context_bytes)}"] if plan.context_bytes else []
+    parts.append(f"work {human_bytes(plan.work_bytes)}")
+    parts += [f"tokenizer {human_bytes(plan.tokenizer_bytes)}"] if plan.tokenizer_bytes >= 1 << 20 else []
+    memory = f"{' + '.join(parts)} = {human_bytes(plan.total_bytes)} of {human_bytes(plan.available_bytes)} free"
+    what = f"{model_name(model)} · {quant_name(model)} · {human_bytes(info.weight_bytes)} · {info.n_layers} layers"
     lines = [
-        f"model   {what}   device  {device_text(info)}",
+        f"model   {what}   device  {device_text(info, plan)}",
         f"memory  {memory}",
+        *device_lines(plan, "gpu     "),
         f"context {context_text(plan)}   prompt  {prompt}, {template}",
     ]
     return lines

@@ -142,6 +142,7 @@ static int run_model(const uint8_t *bytes, size_t size) {
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     lmi_model_options_default(&options);
     options.n_threads = 1;
+    options.device = LMI_DEVICE_CPU;
     options.no_map = size % 2 == 0; /* read into memory, an over-read is seen at once; both ways are used */
     lmi_status status = lmi_model_open(path, &options, &model, &error);
     if (status == LMI_OK) {

@@ -54,10 +54,10 @@ typedef struct session {
 } session;
 
 static void parts_of(session *s, snapshot_part parts[N_PARTS]) {
-    parts[0] = (snapshot_part){s->context, sizeof s->context};
-    parts[1] = (snapshot_part){s->logits, sizeof s->logits};
-    parts[2] = (snapshot_part){s->history, sizeof s->history};
-    parts[3] = (snapshot_part){s->sampler, sampler_state_bytes()};
+    parts[0] = (snapshot_part){.data = s->context, .size = sizeof s->context};
+    parts[1] = (snapshot_part){.data = s->logits, .size = sizeof s->logits};
+    parts[2] = (snapshot_part){.data = s->history, .size = sizeof s->history};
+    parts[3] = (snapshot_part){.data = s->sampler, .size = sampler_state_bytes()};
 }
 
 static void put(uint8_t *bytes, uint32_t value) {

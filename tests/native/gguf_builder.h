@@ -336,14 +336,21 @@ static inline int build_bpe(builder *b) {
 
 typedef enum build_vocab { BUILD_SPM, BUILD_BPE } build_vocab;
 
-/* A llama of one layer whose matrices are of `type`; norms are F32. Rows hold a whole block: 32 or 256 values. */
-static inline void build_llama(builder *b, quant_type type, build_vocab vocab) {
+static inline void build_layer_tensor(builder *b, int layer, const char *what, quant_type type, uint32_t n_dims,
+                                      const int64_t *shape) {
+    char name[64];
+    snprintf(name, sizeof name, "blk.%d.%s.weight", layer, what);
+    build_tensor(b, name, type, n_dims, shape);
+}
+
+/* A llama whose matrices are of `type`; norms are F32. Rows hold a whole block: 32 or 256 values. */
+static inline void build_llama_of(builder *b, quant_type type, build_vocab vocab, int n_layers) {
     const int64_t embd = quant_find((uint32_t)type)->block_values > 32 ? 256 : 32, heads = embd / 16, kv = 16, ff = embd;
     build_begin(b, 3);
     build_string(b, "general.architecture", "llama");
     build_string(b, "general.name", "a test");
     build_u32(b, "general.alignment", 32);
-    build_u32(b, "llama.block_count", 1);
+    build_u32(b, "llama.block_count", (uint32_t)n_layers);
     build_u32(b, "llama.context_length", 64);
     build_u32(b, "llama.embedding_length", (uint32_t)embd);
     build_u32(b, "llama.feed_forward_length", (uint32_t)ff);
@@ -355,17 +362,22 @@ static inline void build_llama(builder *b, quant_type type, build_vocab vocab) {
     int64_t n_vocab = vocab == BUILD_SPM ? build_spm(b) : build_bpe(b);
     build_u32(b, "llama.vocab_size", (uint32_t)n_vocab);
     build_tensor(b, "token_embd.weight", type, 2, (int64_t[]){embd, n_vocab});
-    build_tensor(b, "blk.0.attn_norm.weight", QUANT_F32, 1, (int64_t[]){embd});
-    build_tensor(b, "blk.0.attn_q.weight", type, 2, (int64_t[]){embd, embd});
-    build_tensor(b, "blk.0.attn_k.weight", type, 2, (int64_t[]){embd, kv});
-    build_tensor(b, "blk.0.attn_v.weight", type, 2, (int64_t[]){embd, kv});
-    build_tensor(b, "blk.0.attn_output.weight", type, 2, (int64_t[]){embd, embd});
-    build_tensor(b, "blk.0.ffn_norm.weight", QUANT_F32, 1, (int64_t[]){embd});
-    build_tensor(b, "blk.0.ffn_gate.weight", type, 2, (int64_t[]){embd, ff});
-    build_tensor(b, "blk.0.ffn_up.weight", type, 2, (int64_t[]){embd, ff});
-    build_tensor(b, "blk.0.ffn_down.weight", type, 2, (int64_t[]){ff, embd});
+    for (int i = 0; i < n_layers; i++) {
+        build_layer_tensor(b, i, "attn_norm", QUANT_F32, 1, (int64_t[]){embd});
+        build_layer_tensor(b, i, "attn_q", type, 2, (int64_t[]){embd, embd});
+        build_layer_tensor(b, i, "attn_k", type, 2, (int64_t[]){embd, kv});
+        build_layer_tensor(b, i, "attn_v", type, 2, (int64_t[]){embd, kv});
+        build_layer_tensor(b, i, "attn_output", type, 2, (int64_t[]){embd, embd});
+        build_layer_tensor(b, i, "ffn_norm", QUANT_F32, 1, (int64_t[]){embd});
+        build_layer_tensor(b, i, "ffn_gate", type, 2, (int64_t[]){embd, ff});
+        build_layer_tensor(b, i, "ffn_up", type, 2, (int64_t[]){embd, ff});
+        build_layer_tensor(b, i, "ffn_down", type, 2, (int64_t[]){ff, embd});
+    }
     build_tensor(b, "output_norm.weight", QUANT_F32, 1, (int64_t[]){embd});
     build_data(b);
 }
+
+/* Of one layer. */
+static inline void build_llama(builder *b, quant_type type, build_vocab vocab) { build_llama_of(b, type, vocab, 1); }
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "internals_sampler.h"
 
+#include "engine/logits.h"
 #include "engine/sampler.h"
 
 void *internals_sampler_open(int64_t n_vocab) {

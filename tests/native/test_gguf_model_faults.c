@@ -23,6 +23,7 @@ static lmi_status open_all(run *r, const char *path) {
     lmi_session_options session;
     lmi_model_options_default(&options);
     options.n_threads = 1; /* allocations of other threads would have no fixed number */
+    options.device = LMI_DEVICE_CPU;
     lmi_session_options_default(&session);
     session.window = 6;
     session.sinks = 2;

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "engine/logits.h"
 #include "engine/sampler.h"
 
 __extension__ typedef unsigned __int128 u128;
@@ -432,6 +433,182 @@ static void test_nll(void) {
     free(logits);
 }
 
+/* ---- from candidates ---------------------------------------------------------------------------------------------- */
+
+static void gather(const float *logits, int64_t n_vocab, uint64_t *random, item *items, logit_candidates *top) {
+    memset(top, 0, sizeof *top);
+    for (int32_t i = 0; i < n_vocab; i++) {
+        items[i] = (item){.z = (double)logits[i], .id = i};
+        top->has_nan |= isnan(logits[i]);
+    }
+    qsort(items, (size_t)n_vocab, sizeof *items, by_logit);
+    top->n = (int32_t)(n_vocab < LOGIT_CANDIDATES ? n_vocab : LOGIT_CANDIDATES);
+    for (int32_t i = 0; i < top->n; i++) {
+        top->id[i] = items[i].id;
+        top->logit[i] = (float)items[i].z;
+    }
+    /* -infinity less -infinity is no number; a sum may be off by 8e-7 of itself */
+    top->sum = items[0].z == -INFINITY ? 0 : weigh(items, n_vocab, 1) * (1 + 1.6e-6 * (check_uniform(random) - 0.5));
+}
+
+/* One draw either way, from the same state of the generator. Candidates may say that they do not tell, but then nothing has
+ * changed, and not where they can tell: returns whether they did. */
+static bool draw_both(sampler *whole, sampler *few, const float *logits, const logit_candidates *top, const int32_t *history,
+                      int64_t n_known) {
+    unsigned char before[256];
+    lmi_error error = {0};
+    int32_t expected = -1, token = -1;
+    float expected_logprob = 1, logprob = 1;
+    memcpy(sampler_state(whole), sampler_state(few), sampler_state_bytes());
+    memcpy(before, sampler_state(few), sampler_state_bytes());
+    const lmi_status status = sampler_draw(whole, logits, history, 5000, n_known, &expected, &expected_logprob, &error);
+    const bool told = sampler_draw_candidates(few, top, history, 5000, n_known, &token, &logprob);
+    if (!told) {
+        CHECK(token == -1 && logprob == 1 && memcmp(before, sampler_state(few), sampler_state_bytes()) == 0, "not touched");
+        memcpy(sampler_state(few), sampler_state(whole), sampler_state_bytes());
+        return false;
+    }
+    CHECK(status == LMI_OK && token == expected, "%d, not %d", (int)token, (int)expected);
+    CHECK(memcmp(sampler_state(whole), sampler_state(few), sampler_state_bytes()) == 0, "the generators differ");
+    CHECK(fabs((double)logprob - (double)expected_logprob) < 1.5e-6 * (1 - (double)expected_logprob), "%g, not %g",
+          (double)logprob, (double)expected_logprob);
+    return true;
+}
+
+static void test_candidates(void) {
+    const int64_t sizes[] = {1, 2, 40, 255, 256, 257, 300, 1000, 5000};
+    uint64_t random = 12;
+    long told[6] = {0}, drawn[6] = {0}; /* by kind: all tokens, top_k, the same with penalties, top-p, min-p, everything */
+    item *items = malloc(5000 * sizeof *items);
+    float *logits = malloc(5000 * sizeof *logits);
+    int32_t history[SAMPLER_HISTORY];
+    for (int trial = 0; trial < 1800; trial++) {
+        const int64_t n = sizes[trial % 9];
+        sampler *whole = open_sampler(n), *few = open_sampler(n);
+        lmi_sampling o = off();
+        const uint64_t links = check_random(&random);
+        o.seed = check_random(&random);
+        o.temperature = links & 1 ? (float)(0.1 + 2 * check_uniform(&random)) : links & 2 ? 1 : 0.7f;
+        o.top_k = links & 4 ? 0 : (int32_t)(1 + check_random(&random) % (links & 8 ? 60 : 300));
+        o.top_p = links & 16 ? 1 : (float)(0.01 + 0.98 * check_uniform(&random));
+        o.min_p = links & 32 ? 0 : (float)(0.2 * check_uniform(&random));
+        o.typical_p = (links >> 40) % 4 != 0 ? 1 : (float)(0.1 + 0.89 * check_uniform(&random));
+        const bool penalties = (links >> 42) % 4 == 0, raising = penalties && links >> 44 & 1;
+        if (penalties) {
+            o.penalty_last = (int32_t)(check_random(&random) % 65);
+            o.repeat_penalty = (float)(raising ? 0.5 : 1 + check_uniform(&random));
+            o.frequency_penalty = links >> 45 & 1 ? 0.3f : 0;
+            o.presence_penalty = links >> 46 & 1 ? (raising ? -0.5f : 0.5f) : 0;
+        }
+        CHECK(sampler_set(few, &o, NULL) == LMI_OK);
+        const double spread = (links >> 47) % 3 == 0 ? 0.3 : 3 + 5 * check_uniform(&random);
+        for (int k = 0; k < 5; k++) {
+            for (int64_t i = 0; i < n; i++) {
+                const double z = check_normal(&random) * spread;
+                logits[i] = (float)(links >> 50 & 1 ? floor(z) : z);
+                logits[i] = (links >> 51) % 4 == 0 && check_uniform(&random) < 0.9 ? -INFINITY : logits[i];
+                logits[i] = logits[i] == 0 && i % 2 ? -0.0f : logits[i];
+            }
+            logits[check_random(&random) % (uint64_t)n] = 0;
+            logit_candidates top;
+            gather(logits, n, &random, items, &top);
+            for (int i = 0; i < SAMPLER_HISTORY; i++) { /* likely tokens, and any */
+                history[i] =
+                    i % 2 ? top.id[check_random(&random) % (uint64_t)top.n] : (int32_t)(check_random(&random) % (uint64_t)n);
+            }
+            const bool all = n <= LOGIT_CANDIDATES || top.logit[LOGIT_CANDIDATES - 1] == -INFINITY;
+            const bool by_count = o.top_k > 0 && o.top_k <= LOGIT_CANDIDATES;
+            const int kind = all                      ? 0
+                             : by_count && !penalties ? 1
+                             : by_count && !raising   ? 2
+                             : o.top_p < 1            ? 3
+                             : o.min_p > 0            ? 4
+                                                      : 5;
+            for (int j = 0; j < 8; j++) {
+                told[kind] += draw_both(whole, few, logits, &top, history, 4096);
+                drawn[kind]++;
+            }
+        }
+        free(whole);
+        free(few);
+    }
+    CHECK(told[0] == drawn[0] && drawn[0] > 20000, "all tokens: %ld of %ld", told[0], drawn[0]);
+    CHECK(told[1] == drawn[1] && drawn[1] > 5000, "top-k: %ld of %ld", told[1], drawn[1]);
+    CHECK(told[2] * 2 > drawn[2] && drawn[2] > 500, "top-k, penalties: %ld of %ld", told[2], drawn[2]);
+    for (int kind = 3; kind < 6; kind++) {
+        CHECK(told[kind] * 20 > drawn[kind] && told[kind] < drawn[kind], "kind %d: %ld of %ld", kind, told[kind], drawn[kind]);
+    }
+    free(items);
+    free(logits);
+}
+
+/* What candidates cannot tell they leave alone. */
+static void test_candidates_refused(void) {
+    enum { N = 600 };
+    float logits[N];
+    item items[N];
+    logit_candidates top, changed;
+    uint64_t random = 3;
+    int32_t token;
+    for (int i = 0; i < N; i++) {
+        logits[i] = (float)check_normal(&random);
+    }
+    sampler *s = open_sampler(N);
+    lmi_sampling o = off();
+    o.temperature = 0;
+    CHECK(sampler_set(s, &o, NULL) == LMI_OK);
+    gather(logits, N, &random, items, &top);
+    CHECK(sampler_draw_candidates(s, &top, no_history, 0, 0, &token, NULL) && token == items[0].id);
+    changed = top;
+    changed.has_nan = 1;
+    CHECK(!sampler_draw_candidates(s, &changed, no_history, 0, 0, &token, NULL));
+    for (int i = 0; i < 3; i++) {
+        changed = top;
+        changed.logit[0] = (float[]){NAN, INFINITY, -INFINITY}[i];
+        CHECK(!sampler_draw_candidates(s, &changed, no_history, 0, 0, &token, NULL));
+        changed = top;
+        changed.n = (int[]){0, -1, 257}[i];
+        CHECK(!sampler_draw_candidates(s, &changed, no_history, 0, 0, &token, NULL));
+        changed = top;
+        changed.id[200] = (int[]){-1, N, INT32_MAX}[i];
+        CHECK(!sampler_draw_candidates(s, &changed, no_history, 0, 0, &token, NULL));
+        changed = top;
+        changed.sum = (double[]){0, -1, (double)NAN}[i];
+        CHECK(!sampler_draw_candidates(s, &changed, no_history, 0, 0, &token, NULL));
+    }
+    /* Where top-p cuts to the last digit, a sum that is off by so little decides: only the whole row tells. */
+    double mass = 0;
+    for (int i = 0; i < 100; i++) {
+        mass += items[i].weight;
+        o = off();
+        o.top_p = (float)(mass / top.sum);
+        CHECK(sampler_set(s, &o, NULL) == LMI_OK);
+        CHECK(!sampler_draw_candidates(s, &top, no_history, 0, 0, &token, NULL), "after %d", i);
+        o.top_p = (float)((mass - 0.5 * items[i].weight) / top.sum);
+        CHECK(sampler_set(s, &o, NULL) == LMI_OK);
+        CHECK(sampler_draw_candidates(s, &top, no_history, 0, 0, &token, NULL), "within %d", i);
+    }
+    o = off();
+    o.temperature = 0;
+    /* A penalty that pulls the largest below all candidates: who is first then? One of 600, or of the candidates. */
+    int32_t history[SAMPLER_HISTORY];
+    for (int i = 0; i < SAMPLER_HISTORY; i++) {
+        history[i] = top.id[i % LOGIT_CANDIDATES];
+    }
+    o.presence_penalty = 10;
+    o.penalty_last = LOGIT_CANDIDATES;
+    CHECK(sampler_set(s, &o, NULL) == LMI_OK);
+    CHECK(!sampler_draw_candidates(s, &top, history, 5000, 4096, &token, NULL), "all of them fell");
+    o.penalty_last = LOGIT_CANDIDATES - 1;
+    CHECK(sampler_set(s, &o, NULL) == LMI_OK);
+    int32_t expected;
+    CHECK(sampler_draw(s, logits, history, 5000, 4096, &expected, NULL, NULL) == LMI_OK);
+    if (sampler_draw_candidates(s, &top, history, 5000, 4096, &token, NULL)) {
+        CHECK(token == expected, "%d, not %d", (int)token, (int)expected);
+    }
+    free(s);
+}
+
 int main(void) {
     test_against_plain();
     test_golden_numbers();
@@ -443,5 +620,7 @@ int main(void) {
     test_state();
     test_options();
     test_nll();
+    test_candidates();
+    test_candidates_refused();
     return check_report();
 }

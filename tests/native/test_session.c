@@ -53,6 +53,7 @@ static lmi_model *open_model(quant_type type, int n_threads) {
     lmi_model_options options;
     lmi_model_options_default(&options);
     options.n_threads = n_threads;
+    options.device = LMI_DEVICE_CPU;
     lmi_model *model = NULL;
     lmi_error error = {0};
     CHECK(lmi_model_open(path, &options, &model, &error) == LMI_OK, "%s | %s", error.message, error.remedy);

@@ -49,7 +49,7 @@ static memory make(size_t a, size_t b, size_t c, size_t d, uint64_t seed) {
         m.header.fingerprint[i] = (uint8_t)(200 + i);
     }
     for (int i = 0; i < N_PARTS; i++) {
-        m.parts[i] = (snapshot_part){sizes[i] == 0 ? NULL : malloc(sizes[i]), sizes[i]};
+        m.parts[i] = (snapshot_part){.data = sizes[i] == 0 ? NULL : malloc(sizes[i]), .size = sizes[i]};
     }
     fill(&m, seed);
     return m;
@@ -381,11 +381,115 @@ static void test_writing_to_memory(void) {
     m.header.position = 5;
     CHECK(snapshot_write(&m.header, m.parts, N_PARTS, bytes, size, &error) == LMI_INTERNAL,
           "what could not be loaded is not written");
-    snapshot_part huge[2] = {{bytes, SIZE_MAX}, {bytes, 1}};
-    snapshot_part many[SNAPSHOT_MAX_PARTS + 1] = {{NULL, 0}};
+    snapshot_part huge[2] = {{.data = bytes, .size = SIZE_MAX}, {.data = bytes, .size = 1}};
+    snapshot_part many[SNAPSHOT_MAX_PARTS + 1] = {{.data = NULL}};
     CHECK(snapshot_size(many, SNAPSHOT_MAX_PARTS) == HEADER && snapshot_size(many, SNAPSHOT_MAX_PARTS + 1) == 0);
     CHECK(snapshot_size(huge, 2) == 0 && snapshot_size(huge, 1) == 0 && snapshot_size(huge, -1) == 0);
     drop(&m);
+}
+
+/* ---- parts that only functions reach -------------------------------------------------------------------------------- */
+
+typedef struct distant {
+    uint8_t *bytes;
+    size_t size;
+    uint64_t next;    /* pieces come in order */
+    int64_t fails_at; /* the piece that fails, from 1 on; 0: none */
+} distant;
+
+static lmi_status reach(distant *d, uint64_t offset, size_t n, lmi_error *error) {
+    CHECK(offset == d->next && n > 0 && n <= MIB && offset + n <= d->size, "%zu bytes at %llu", n, (unsigned long long)offset);
+    d->next = offset + n == d->size ? 0 : offset + n;
+    return d->fails_at > 0 && --d->fails_at == 0 ? fail(error, LMI_DEVICE, "out of reach") : LMI_OK;
+}
+
+static lmi_status get_distant(void *owner, uint64_t offset, size_t n, void *bytes, lmi_error *error) {
+    distant *d = owner;
+    memcpy(bytes, d->bytes + offset, n);
+    return reach(d, offset, n, error);
+}
+
+static lmi_status put_distant(void *owner, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
+    distant *d = owner;
+    memcpy(d->bytes + offset, bytes, n);
+    return reach(d, offset, n, error);
+}
+
+/* Parts 0 and 2 go through functions, 1 and 3 lie in memory. */
+static void put_away(memory *m, distant away[2]) {
+    for (int i = 0; i < 2; i++) {
+        snapshot_part *part = &m->parts[2 * i];
+        away[i] = (distant){.bytes = part->data, .size = part->size};
+        *part = (snapshot_part){.size = part->size, .owner = &away[i], .get = get_distant, .put = put_distant};
+    }
+}
+
+static void bring_back(memory *m, const distant away[2]) {
+    for (int i = 0; i < 2; i++) {
+        m->parts[2 * i] = (snapshot_part){.data = away[i].bytes, .size = away[i].size};
+    }
+}
+
+/* The same bytes as if all lay in memory, wherever MiBs begin and end in the parts; and back. */
+static void test_distant_parts(void) {
+    const size_t sizes[][4] = {
+        {5, 3, 7, 1}, {MIB, 1, MIB, 2}, {MIB - 1, 3, 2 * MIB + 5, 0}, {0, 9, 3 * MIB, 4}, {2 * MIB + 1, MIB, 0, 700}};
+    const char *path = in_folder("state");
+    lmi_error error = {0};
+    snapshot_header header;
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        memory near = make(sizes[k][0], sizes[k][1], sizes[k][2], sizes[k][3], 1);
+        memory far = make(sizes[k][0], sizes[k][1], sizes[k][2], sizes[k][3], 1);
+        distant away[2];
+        size_t size, far_size;
+        uint8_t *bytes = written(&near, &size);
+        put_away(&far, away);
+        uint8_t *far_bytes = written(&far, &far_size);
+        CHECK(size == far_size && memcmp(bytes, far_bytes, size) == 0, "case %zu", k);
+        CHECK(snapshot_save(&far.header, far.parts, N_PARTS, path, &error) == LMI_OK && file_equals(path, bytes, size));
+        for (int way = 0; way < 2; way++) {
+            bring_back(&far, away);
+            fill(&far, 9);
+            put_away(&far, away);
+            lmi_status status = way == 0
+                                    ? snapshot_read(&near.header, &header, far.parts, N_PARTS, bytes, size, NULL, NULL, &error)
+                                    : snapshot_load(&near.header, &header, far.parts, N_PARTS, path, NULL, NULL, &error);
+            bring_back(&far, away);
+            CHECK(status == LMI_OK && same(&near, &far) && same_header(&header, &near.header), "%s", error.message);
+            put_away(&far, away);
+        }
+        /* A part out of reach: nothing is left behind of what was to be saved, nothing in memory changes of what was to be loaded. */
+        for (int i = 0; i < 2; i++) {
+            const int64_t n_pieces = (int64_t)((away[i].size + MIB - 1) / MIB);
+            for (int64_t at = 1; at <= n_pieces; at++) {
+                away[i].fails_at = at;
+                away[i].next = 0;
+                CHECK(snapshot_save(&far.header, far.parts, N_PARTS, path, &error) == LMI_DEVICE && partials() == 0);
+                CHECK(file_equals(path, bytes, size), "the state that was there stays");
+                uint8_t before[16] = {0}, *one = far.parts[1].data;
+                const size_t n = far.parts[1].size < sizeof before ? far.parts[1].size : sizeof before;
+                memset(one, 0x77, n);
+                memcpy(before, one, n);
+                away[0].next = away[1].next = 0;
+                away[i].fails_at = at;
+                header.window = -1;
+                CHECK(snapshot_read(&near.header, &header, far.parts, N_PARTS, bytes, size, NULL, NULL, &error) == LMI_DEVICE);
+                CHECK(header.window == -1 && memcmp(before, one, n) == 0, "parts in memory come last");
+                away[0].next = away[1].next = 0;
+            }
+        }
+        /* One that is damaged is not even begun. */
+        bytes[HEADER + (size - HEADER) / 3] ^= 4;
+        away[0].fails_at = away[1].fails_at = 1;
+        CHECK(snapshot_read(&near.header, &header, far.parts, N_PARTS, bytes, size, NULL, NULL, &error) == LMI_BAD_FORMAT);
+        CHECK(away[0].fails_at == 1 && away[1].fails_at == 1, "put was called");
+        bring_back(&far, away);
+        free(bytes);
+        free(far_bytes);
+        drop(&near);
+        drop(&far);
+    }
+    remove(path);
 }
 
 /* ---- in files ---------------------------------------------------------------------------------------------------- */
@@ -609,6 +713,7 @@ int main(void) {
     test_forged();
     test_check();
     test_writing_to_memory();
+    test_distant_parts();
     test_files();
     test_shrinking_file();
     test_failing_writes();

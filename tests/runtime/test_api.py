@@ -106,7 +106,8 @@ def test_open_with_bad_values(bad, tiny):
         lmi.Model(tiny, **bad)
 
 
-def test_cuda_is_a_device_error(tiny):
+def test_cuda_is_a_device_error(tiny, monkeypatch):
+    monkeypatch.setenv("LMI_CUDA_LIBRARY", "/no/such/library.so")  # whatever this machine has
     with pytest.raises(lmi.DeviceError, match="no usable CUDA device"):
         lmi.Model(tiny, device="cuda")
 

@@ -51,16 +51,16 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
     from lmi.bench import measure
 
     table = _Table(console, output)
-    with Interrupts() as stop, open_model(model, **opening) as m:
+    with Interrupts() as stop, open_model(model, console, **opening) as m:
         options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
         options = {k: v for k, v in options.items() if v is not None}
         info, size = m.info, m.plan(**options)
-        console.note(f"context {context_text(size)}, {human_bytes(size.context_bytes)} {kv_type}")
+        console.note(f"context {context_text(size)}, {human_bytes(size.keys_and_values_bytes)} {kv_type}")
         fixed = {
             "model": f"{model_name(m)} {quant_name(m)}",
             "size": human_bytes(info.weight_bytes),
             "params": f"{info.n_parameters / 1e6:.2f} M" if info.n_parameters < 1e9 else f"{info.n_parameters / 1e9:.2f} B",
-            "backend": f"CPU {info.isa}",
+            "backend": _backend(info, size),
             "threads": str(info.n_threads),
         }
         record = {
@@ -68,7 +68,9 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
             "model_type": fixed["model"],
             "model_size": info.weight_bytes,
             "model_n_params": info.n_parameters,
-            "backend": "CPU",
+            "backend": "CUDA" if size.device_layers else "CPU",
+            "device": info.device if size.device_layers else "",
+            "n_gpu_layers": size.device_layers,
             "isa": info.isa,
             "n_threads": info.n_threads,
             "kv_type": kv_type,
@@ -94,6 +96,12 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
             except errors.Cancelled:
                 raise Interrupted(stop.number or 2) from None
     table.end()
+
+
+def _backend(info, plan) -> str:
+    """ "CPU avx2", "CUDA", or "CUDA 20/32 + CPU avx2": layers on the GPU, of all."""
+    cpu, n = f"CPU {info.isa}", plan.device_layers
+    return "CUDA" if n == info.n_layers else f"CUDA {n}/{info.n_layers} + {cpu}" if n else cpu
 
 
 class _Table:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from lmi import __version__
+from lmi import __version__, errors
 from lmi.cli.options import output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
@@ -23,15 +23,19 @@ def doctor(console, as_json):
     \b
       lmi doctor
 
-    Shows versions, what the processor can do and free memory, then makes a tiny model and runs it with every instruction set
-    for about two seconds. Exit code 0: all is well.
+    Shows versions, what the processor can do, the GPU or why there is none, and free memory, then makes a tiny model and runs
+    it with every instruction set and on the GPU for about two seconds. Exit code 0: all is well.
     """
     from lmi import selftest
     from lmi._native import locate
-    from lmi.machine import available_isas, build_info, library_version, memory
+    from lmi.machine import available_isas, build_info, find_device, library_version, memory
 
     library, _ = locate()
     m, build, isas = memory(), build_info(), available_isas()
+    try:
+        gpu, cuda = find_device(), ""
+    except errors.DeviceError as e:
+        gpu, cuda = None, f"none: {e.message.removeprefix('no usable CUDA device: ')}"
     facts = {
         "lmi": __version__,
         "library": library_version(),
@@ -40,7 +44,7 @@ def doctor(console, as_json):
         "packages": ", ".join(_packages()),
         "path": str(library),
         "kernels": ", ".join(isas),
-        "cuda": "none: this build has no CUDA library",
+        "cuda": cuda or str(gpu),
         "memory": f"{human_bytes(m.available)} free of {human_bytes(m.total)}",
     }
     if not as_json:
@@ -50,7 +54,7 @@ def doctor(console, as_json):
         [] if library_version() == __version__ else [f"the library is version {library_version()}, the package {__version__}"]
     )
     with Interrupts():
-        outcomes = selftest.run()
+        outcomes = selftest.run(gpu=gpu is not None)
     passed = all(o.passed for o in outcomes)
     if as_json:
         record = {
@@ -58,6 +62,7 @@ def doctor(console, as_json):
             "build": build,
             "available_bytes": m.available,
             "total_bytes": m.total,
+            "device": vars(gpu) if gpu else None,
             "warnings": warnings,
             "passed": passed,
         }

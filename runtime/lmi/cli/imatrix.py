@@ -53,7 +53,7 @@ def imatrix(model, files, output, console, max_tokens, force, on_error, window, 
     began = time.monotonic()
     with Interrupts() as stop, ExitStack() as scope:
         texts = [open_text(file, on_error, stop) for file in files]
-        with open_model(model, **opening) as m:
+        with open_model(model, console, **opening) as m:
             for text in texts:
                 text.check()
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}

@@ -11,7 +11,7 @@ from lmi import errors
 from lmi.cli.options import model_argument, model_options, open_model, output_options, session_options, window_tokens
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
-from lmi.summary import context_text, device_text, info_lines, quant_name, tensor_mix
+from lmi.summary import context_text, device_lines, device_text, info_lines, quant_name, tensor_mix
 
 SHOWN = 8  # elements of an array
 
@@ -89,15 +89,16 @@ def _plan_lines(m, plan, kv_type: str) -> list[str]:
         return []
     mapped = " (mapped)" if plan.weights_mapped else ""
     parts = [
-        f"weights {human_bytes(plan.weight_bytes)}{mapped}",
+        f"weights {human_bytes(plan.weight_bytes)}{mapped if plan.weight_bytes else ''}",
         f"context {human_bytes(plan.context_bytes)} {kv_type}",
         f"work {human_bytes(plan.work_bytes)}",
         f"tokenizer {human_bytes(plan.tokenizer_bytes)}",
     ]
     lines = [
-        f"device      {device_text(m.info)}",
+        f"device      {device_text(m.info, plan)}",
         f"context     {context_text(plan)}",
         f"memory      {' + '.join(parts)} = {human_bytes(plan.total_bytes)}, {human_bytes(plan.available_bytes)} free",
+        *device_lines(plan, "gpu         "),
     ]
     if not plan.fits:
         lines.append("            does not fit: take a smaller --window or a smaller quant")

@@ -6,9 +6,11 @@ import functools
 
 import click
 
-from lmi.cli.console import Console
-from lmi.machine import ISA_NAMES, KV_TYPES
-from lmi.model import DEVICES
+from lmi.cli.console import Console, Progress
+from lmi.errors import InvalidArgument
+from lmi.machine import ISA_NAMES, KV_TYPES, device_of
+
+OPENING = ("threads", "device", "gpu_layers", "isa", "no_mmap")  # names of what model_options gives
 
 
 class Window(click.ParamType):
@@ -20,6 +22,28 @@ class Window(click.ParamType):
         if value == "max" or isinstance(value, int):
             return value
         return click.IntRange(1).convert(value, param, ctx)
+
+
+class Device(click.ParamType):
+    """Where to run: auto, cpu, cuda, cuda:1."""
+
+    name = "auto|cpu|cuda[:N]"
+
+    def convert(self, value, param, ctx):
+        try:
+            device_of(value)
+        except InvalidArgument as e:
+            self.fail(f"{e.message}. {e.remedy}.", param, ctx)
+        return value
+
+
+class Layers(click.ParamType):
+    """A number of layers, or "auto": as many as fit."""
+
+    name = "auto|n"
+
+    def convert(self, value, param, ctx):
+        return None if value in ("auto", None) else click.IntRange(0, 2**31 - 1).convert(value, param, ctx)
 
 
 class Depths(click.ParamType):
@@ -50,7 +74,10 @@ def model_options(function):
         function,
         [
             click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]"),
-            click.option("--device", type=click.Choice(DEVICES), default="auto", help="Where to run."),
+            click.option("--device", type=Device(), default="auto", help="Where to run. [default: a GPU if there is one]"),
+            click.option(
+                "--gpu-layers", type=Layers(), help="Layers that the GPU runs, the last ones. [default: as many as fit]"
+            ),
             click.option(
                 "--isa",
                 type=click.Choice(ISA_NAMES),
@@ -98,10 +125,43 @@ def output_options(function=None, *, quiet: tuple[str, ...] = ("-q", "--quiet"))
     )
 
 
-def open_model(path: str, *, threads=None, device="auto", isa="auto", no_mmap=False, vocab_only=False):
+def open_model(
+    path: str,
+    console: Console | None = None,
+    *,
+    threads=None,
+    device="auto",
+    gpu_layers=None,
+    isa="auto",
+    no_mmap=False,
+    vocab_only=False,
+):
+    """`console`: shows how far copying weights to a GPU is, once a session is opened."""
     from lmi.model import Model
 
-    return Model(path, threads=threads, device=device, isa=isa, mmap=not no_mmap, vocab_only=vocab_only)
+    return Model(
+        path,
+        threads=threads,
+        device=device,
+        gpu_layers=gpu_layers,
+        isa=isa,
+        mmap=not no_mmap,
+        vocab_only=vocab_only,
+        progress=_copying(console) if console else None,
+    )
+
+
+def _copying(console: Console):
+    bar = None
+
+    def show(done: int, whole: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(console, "copying to the GPU", whole, unit="MiB")
+        bar.show(done, done >> 20)
+        if done == whole:
+            console.clear()
+
+    return show
 
 
 def window_tokens(model, window, sinks) -> int | None:

@@ -53,7 +53,7 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
         raise click.UsageError(f"--last takes at most {MOST_LAST:,} tokens.")
     with Interrupts() as stop:
         text = open_text(file, on_error, stop)
-        with open_model(model, **opening) as m:
+        with open_model(model, console, **opening) as m:
             text.check()
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
             options = {k: v for k, v in options.items() if v is not None}
@@ -63,7 +63,7 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
                 progress.show(text.done, session.position)
 
             def opened(session):
-                console.note(f"context {context_text(session.plan)}, {human_bytes(session.plan.context_bytes)}")
+                console.note(f"context {context_text(session.plan)}, {human_bytes(session.plan.keys_and_values_bytes)}")
                 scope.enter_context(stop.gently(session))
 
             from contextlib import ExitStack

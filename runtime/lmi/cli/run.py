@@ -12,7 +12,7 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Console, Interrupted, Progress
-from lmi.cli.options import model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.options import OPENING, model_argument, model_options, open_model, output_options, session_options, window_tokens
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.generate import Sampling, Stats, generate
@@ -143,7 +143,7 @@ class Run:
         documents = self._documents()
         self._check_state_target()
         self.model = self.stack.enter_context(
-            open_model(self.path, threads=o["threads"], device=o["device"], isa=o["isa"], no_mmap=o["no_mmap"])
+            open_model(self.path, self.console, **{name: o[name] for name in OPENING})
         )
         self.sampling = self._sampling()
         require_words(documents, o["ask"], o["allow_empty"] or bool(o["load_state"]))
@@ -387,6 +387,7 @@ class Run:
                 "stats": stats.as_dict(),
                 "model": self.path,
                 "isa": self.model.info.isa,
+                "device": self.model.info.device if self.session.plan.device_layers else "",
                 "plan": self.session.plan.as_dict(),
                 "sampling": self.sampling.as_dict(),
             }
