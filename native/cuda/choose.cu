@@ -1,0 +1,185 @@
+/* The largest of many logits, in order, and the sum of their exponentials: backend/candidates.h.
+ *
+ * Slices of the vocabulary first, a block each: sorted in runs of 256, which are merged two by two, the smaller half of a
+ * merge being dropped; and each slice's sum, relative to its own largest. Then blocks that merge MERGED such lists, until one
+ * is left. All networks are bitonic (Batcher 1968): what happens does not depend on the numbers, and sums are in a fixed
+ * order. */
+#include <math.h>
+
+#include "cuda/launch.h"
+#include "cuda/primitives.cuh"
+
+enum { RUN = LOGIT_CANDIDATES, RUNS = 8, SLICE = RUN * RUNS, MERGED = 16, CHOOSE_THREADS = 512 };
+
+/* What is left of a slice, or of several. A key is a logit above an id: larger keys go first. 0 is none. */
+typedef struct choice {
+    uint64_t key[RUN];
+    double sum; /* of exp(logit - the largest of these); 0 if that is -infinity */
+    uint32_t has_nan, unused;
+} choice;
+
+/* The bits of a float, those of negative ones turned over, sort like the floats. -0 counts as 0. */
+static __device__ __forceinline__ uint64_t key_of_logit(float z, int64_t id) {
+    const uint32_t bits = __float_as_uint(z + 0.0f);
+    const uint32_t ascending = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+    return (uint64_t)ascending << 32 | (0xffffffffu - (uint32_t)id);
+}
+static __device__ __forceinline__ float logit_of_key(uint64_t key) {
+    const uint32_t ascending = (uint32_t)(key >> 32);
+    return __uint_as_float(ascending >> 31 != 0 ? ascending & 0x7fffffffu : ~ascending);
+}
+
+/* The larger of the two comes first, or last. */
+static __device__ __forceinline__ void put_in_order(uint64_t *a, uint64_t *b, bool descending) {
+    const uint64_t first = *a, second = *b;
+    if ((first < second) == descending) {
+        *a = second;
+        *b = first;
+    }
+}
+
+/* Lists of RUN keys that begin at multiples of `stride` lists. In each, every run of `length` is put in order, out of two
+ * halves that are sorted one way and the other: runs descend and ascend in turn, a whole list descends. */
+static __device__ __forceinline__ void merge_halves(uint64_t *keys, int n_lists, int stride, int length) {
+    for (int distance = length / 2; distance > 0; distance /= 2) {
+        for (int i = (int)threadIdx.x; i < n_lists * (RUN / 2); i += CHOOSE_THREADS) {
+            const int list = i / (RUN / 2), pair = i % (RUN / 2);
+            const int at = 2 * pair - (pair & (distance - 1)); /* of the half that comes first */
+            uint64_t *a = keys + list * stride * RUN + at;
+            put_in_order(a, a + distance, (at & length) == 0);
+        }
+        __syncthreads();
+    }
+}
+
+/* Lists, each descending, to the largest RUN keys of all in the first. */
+static __device__ __forceinline__ void merge_lists(uint64_t *keys, int n_lists) {
+    for (int step = 1; step < n_lists; step *= 2) {
+        const int n_pairs = (n_lists + step - 1) / (2 * step); /* of lists 2 p step and (2 p + 1) step; one may be left over */
+        for (int i = (int)threadIdx.x; i < n_pairs * RUN; i += CHOOSE_THREADS) {
+            uint64_t *a = keys + i / RUN * 2 * step * RUN + i % RUN;
+            const uint64_t b = keys[(i / RUN * 2 + 1) * step * RUN + RUN - 1 - i % RUN];
+            *a = b > *a ? b : *a; /* the larger half, first falling, then rising */
+        }
+        __syncthreads();
+        merge_halves(keys, n_pairs, 2 * step, RUN);
+    }
+}
+
+static __global__ void __launch_bounds__(CHOOSE_THREADS) choose_in_slice(const float *logits, int64_t n_vocab, choice *out) {
+    SHARED uint64_t keys[SLICE];
+    let_next_start();
+    wait_for_previous();
+    const int64_t begin = (int64_t)blockIdx.x * SLICE;
+    float z[SLICE / CHOOSE_THREADS];
+    bool has_nan = false;
+#pragma unroll
+    for (int i = 0; i < SLICE / CHOOSE_THREADS; i++) {
+        const int at = (int)threadIdx.x + i * CHOOSE_THREADS;
+        const bool exists = begin + at < n_vocab;
+        z[i] = exists ? logits[begin + at] : -INFINITY;
+        has_nan = has_nan || z[i] != z[i];
+        keys[at] = exists ? key_of_logit(z[i], begin + at) : 0;
+    }
+    __syncthreads();
+    for (int length = 2; length <= RUN; length *= 2) {
+        merge_halves(keys, RUNS, 1, length);
+    }
+    merge_lists(keys, RUNS);
+
+    choice *own = out + blockIdx.x;
+    const float largest = logit_of_key(keys[0]);
+    /* Rounded differences are off by up to 4.8e-7 below 16, where nearly all of a sum comes from, of millions of terms, too. */
+    float part = 0.0f;
+#pragma unroll
+    for (int i = 0; i < SLICE / CHOOSE_THREADS; i++) {
+        part += z[i] > -INFINITY ? expf(z[i] - largest) : 0.0f;
+    }
+    const double sum = block_sum<CHOOSE_THREADS>((double)part);
+    const int n_nan = block_sum<CHOOSE_THREADS>((int)has_nan);
+    if (threadIdx.x < RUN) {
+        own->key[threadIdx.x] = keys[threadIdx.x];
+    }
+    if (threadIdx.x == 0) {
+        own->sum = sum;
+        own->has_nan = n_nan > 0;
+    }
+}
+
+/* Block b merges lists MERGED b and on; into `out`, or, the last that there is, into what the host reads. */
+static __global__ void __launch_bounds__(CHOOSE_THREADS)
+    merge_choices(const choice *in, int64_t n, choice *out, logit_candidates *result, int64_t n_vocab) {
+    SHARED uint64_t keys[MERGED * RUN];
+    SHARED float largest[MERGED];
+    let_next_start();
+    wait_for_previous();
+    in += (int64_t)blockIdx.x * MERGED;
+    const int64_t left = n - (int64_t)blockIdx.x * MERGED;
+    const int n_lists = left < MERGED ? (int)left : MERGED;
+    for (int i = (int)threadIdx.x; i < n_lists * RUN; i += CHOOSE_THREADS) {
+        keys[i] = in[i / RUN].key[i % RUN];
+    }
+    if ((int)threadIdx.x < n_lists) {
+        largest[threadIdx.x] = logit_of_key(in[threadIdx.x].key[0]);
+    }
+    __syncthreads();
+    merge_lists(keys, n_lists);
+    const uint64_t first = keys[0];
+    double sum = 0.0;
+    int has_nan = 0;
+    if ((int)threadIdx.x < n_lists) {
+        sum = in[threadIdx.x].sum;
+        sum = sum > 0.0 ? sum * exp((double)largest[threadIdx.x] - (double)logit_of_key(first)) : 0.0;
+        has_nan = in[threadIdx.x].has_nan != 0;
+    }
+    if (threadIdx.x < 32) { /* MERGED is at most that many */
+        sum = warp_sum(sum);
+        has_nan = warp_sum(has_nan);
+    }
+    if (result == NULL) {
+        if (threadIdx.x < RUN) {
+            out[blockIdx.x].key[threadIdx.x] = keys[threadIdx.x];
+        }
+        if (threadIdx.x == 0) {
+            out[blockIdx.x].sum = sum;
+            out[blockIdx.x].has_nan = has_nan > 0;
+        }
+        return;
+    }
+    if (threadIdx.x < RUN) {
+        const uint64_t key = keys[threadIdx.x];
+        result->id[threadIdx.x] = key != 0 ? (int32_t)(0xffffffffu - (uint32_t)key) : 0;
+        result->logit[threadIdx.x] = key != 0 ? logit_of_key(key) : -INFINITY;
+    }
+    if (threadIdx.x == 0) {
+        result->n = n_vocab < RUN ? (int32_t)n_vocab : RUN;
+        result->has_nan = has_nan > 0;
+        result->sum = sum;
+    }
+}
+
+static int64_t n_slices(int64_t n_vocab) { return (n_vocab + SLICE - 1) / SLICE; }
+static int64_t n_merged(int64_t n) { return (n + MERGED - 1) / MERGED; }
+
+/* All lists of all rounds but the last lie one after the other. */
+uint64_t cuda_candidates_bytes(int64_t n_vocab) {
+    int64_t n = n_slices(n_vocab), all = n;
+    while (n > MERGED) {
+        n = n_merged(n);
+        all += n;
+    }
+    return (uint64_t)all * sizeof(choice);
+}
+
+void cuda_launch_candidates(const float *logits, int64_t n_vocab, logit_candidates *out, void *work, device_stream *stream) {
+    choice *lists = (choice *)work;
+    int64_t n = n_slices(n_vocab);
+    LAUNCH(stream, choose_in_slice, dim3((unsigned)n), dim3(CHOOSE_THREADS), 0, logits, n_vocab, lists);
+    while (n > MERGED) {
+        LAUNCH(stream, merge_choices, dim3((unsigned)n_merged(n)), dim3(CHOOSE_THREADS), 0, lists, n, lists + n,
+               (logit_candidates *)NULL, n_vocab);
+        lists += n;
+        n = n_merged(n);
+    }
+    LAUNCH(stream, merge_choices, dim3(1), dim3(CHOOSE_THREADS), 0, lists, n, (choice *)NULL, out, n_vocab);
+}
