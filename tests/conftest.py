@@ -52,3 +52,23 @@ def stories(data: Path, tmp_path_factory: pytest.TempPathFactory):
     from oracle import tiny_models
 
     return tiny_models.make_from_stories(tmp_path_factory.mktemp("stories") / "stories260K.gguf", data / "stories260K")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """(transformers model, GGUF file in F32) of a case of oracle.tiny_hf, made once."""
+    from lmi_convert.convert import convert
+    from oracle import tiny_hf
+
+    found = {}
+
+    def make(name: str):
+        if name not in found:
+            folder = tmp_path_factory.mktemp(name)
+            model = tiny_hf.make_model(tiny_hf.BY_NAME[name])
+            tiny_hf.save(model, folder)
+            convert(folder, folder / "model.gguf", quant="F32")
+            found[name] = model, folder / "model.gguf"
+        return found[name]
+
+    return make

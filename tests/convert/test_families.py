@@ -3,28 +3,10 @@
 import numpy as np
 import pytest
 from door import open_model
-from lmi_convert.convert import convert
 from oracle import tiny_hf
 from oracle.lambda_hf import lambda_attention
 
 TOLERANCE = 1e-4  # of the largest logit
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    """(transformers model, GGUF file in F32) of a case, made once."""
-    found = {}
-
-    def make(name: str):
-        if name not in found:
-            folder = tmp_path_factory.mktemp(name)
-            model = tiny_hf.make_model(tiny_hf.BY_NAME[name])
-            tiny_hf.save(model, folder)
-            convert(folder, folder / "model.gguf", quant="F32")
-            found[name] = model, folder / "model.gguf"
-        return found[name]
-
-    return make
 
 
 def tokens_of(case, n: int) -> np.ndarray:

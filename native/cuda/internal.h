@@ -1,0 +1,89 @@
+/* Inside the host side of the CUDA backend: weights.c (what a model has on the device), context.c (memory of a session), run.c (steps as
+ * launches), entry.c (the door of the library). */
+#ifndef LMI_CUDA_INTERNAL_H
+#define LMI_CUDA_INTERNAL_H
+
+#include "backend/backend.h"
+#include "cuda/launch.h"
+
+/* A step's tables on the device. */
+typedef struct cuda_step {
+    cuda_weight w[STEP_MAX_OUTPUTS];
+    cuda_norm norm;
+    const float *q_norm, *k_norm, *sink_logits; /* ATTEND */
+} cuda_step;
+
+/* What all sessions of a model share: one block of device memory with every weight that the model's steps name, once. */
+typedef struct cuda_model {
+    device_stream *stream;
+    void *memory;
+    uint64_t bytes;
+    cuda_step *steps;    /* [n_steps] */
+    const float *slopes; /* [n_heads] of ALiBi, or NULL */
+} cuda_model;
+
+uint64_t cuda_weight_bytes(const backend_model *model);
+lmi_status cuda_upload(backend_model *model, const backend_upload *how, lmi_error *error);
+void cuda_release(backend_model *model);
+double cuda_read_speed(const backend_model *model);
+
+/* Rows of logits that are computed at a time; more are downloaded in turn. */
+enum { CUDA_LOGITS_ROWS = 64 };
+
+/* Pinned host memory of a session: what the host writes for the device and the device for the host. */
+typedef struct cuda_mailbox {
+    cuda_control control;
+    logit_candidates candidates;
+} cuda_mailbox;
+
+struct backend_context {
+    const backend_model *model;
+    const cuda_model *weights;
+    context_shape shape;
+    device_stream *stream;
+    void *memory, *banks, *pinned;
+    uint64_t bank_bytes;
+
+    uint8_t **layers; /* [n_layers] a layer's banks, from model->layer0 on */
+    rope_table *ropes[MAX_ROPES];
+    const rope_table *rope_of[MAX_ROPES]; /* the host's, to tell them apart */
+    cuda_turns turns[MAX_ROPES];
+    int32_t n_turns;
+    float *buffers[BUFFER_COUNT]; /* [chunk][width]; BUFFER_LOGITS [logits_rows][n_vocab] */
+    int64_t logits_rows;
+    int32_t *expert; /* [chunk][n_experts_used] */
+    float *share;    /* the same */
+    float *parts;
+    uint32_t *arrived;
+    void *work, *choose_work;
+    cuda_control *control;
+    int32_t *tokens; /* [chunk] */
+
+    cuda_mailbox *mailbox;  /* pinned */
+    int32_t *staged_tokens; /* [chunk] pinned */
+    float *staged;          /* pinned: [staged_values] hidden states, logits, saved states on their way */
+    uint64_t staged_values;
+    int64_t chosen_row;     /* of the logits, whose candidates are in the mailbox; -1: none */
+    cuda_control on_device; /* what the control block holds after what is queued */
+    device_graph *one;      /* one token with its logits, captured when the session was opened */
+};
+
+/* What the choice of kernels depends on. */
+typedef struct cuda_pass {
+    int32_t n_tokens;
+    int64_t first; /* index of the first token; a captured pass is of one token, wherever it is */
+} cuda_pass;
+
+lmi_status cuda_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error);
+lmi_status cuda_open(const backend_model *model, const context_shape *shape, arena *memory, backend_context **out,
+                     lmi_error *error);
+void cuda_close(backend_context *c);
+lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error);
+uint64_t cuda_context_bytes(const backend_context *c);
+lmi_status cuda_context_get(backend_context *c, uint64_t offset, size_t n, void *bytes, lmi_error *error);
+lmi_status cuda_context_put(backend_context *c, uint64_t offset, size_t n, const void *bytes, lmi_error *error);
+lmi_status cuda_fetch_logits(backend_context *c, int64_t row, float *values, lmi_error *error);
+lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *out, lmi_error *error);
+lmi_status cuda_capture(backend_context *c, lmi_error *error);
+
+#endif
