@@ -20,7 +20,8 @@ FLOORS = {
     "model": 3,
     "tokenizer": 3,
     "backend": 4,
-    "engine": 5,
+    "cuda": 5,
+    "engine": 6,
 }
 ARROWS = {("gguf", "quant")}  # on one floor, but allowed: (user, used)
 
@@ -28,7 +29,8 @@ ARROWS = {("gguf", "quant")}  # on one floor, but allowed: (user, used)
 ONLY_IN = [
     (r"#\s*include\s*<(immintrin|x86intrin|[a-z]mmintrin)\.h>", r"native/(kernels|quant)/\w+_avx(2|512)\.[ch]$"),
     (r"#\s*include\s*<arm_neon\.h>", r"native/kernels/\w+_neon\.[ch]$"),
-    (r"#\s*include\s*[<\"]cuda", r"native/backend/cuda/"),
+    (r"#\s*include\s*<cuda", r"native/cuda/primitives\.cuh$"),
+    (r"#\s*include\s*\"cuda/primitives\.cuh\"", r"native/cuda/"),
     (r"#\s*include\s*<(unistd|fcntl|sched|dirent|signal|sys/\w+)\.h>", r"native/base/"),
     (r"#\s*include\s*<pthread\.h>", r"native/(base/|kernels/kernels\.c$)"),  # the table of kernels is filled once
 ]
@@ -39,8 +41,9 @@ BANNED_IN_NATIVE = {
     r"(?<![\w>.])(strto[a-z]+|ato[a-z]+|sscanf|strcpy|strcat|sprintf|gets|alloca)\s*\(": "cannot be used on untrusted data",
     r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b": "unfinished",
 }
+BANNED_IN_KERNELS = {r"\basm\b": "PTX has its place in cuda/primitives.cuh"}
 BANNED_FLAGS = re.compile(r"-march=native|-mtune=native|-ffast-math|-Ofast|use_fast_math")
-MAX_LINES = {".c": 800, ".h": 800, ".py": 800, ".cu": 500}
+MAX_LINES = {".c": 800, ".h": 800, ".py": 800, ".cpp": 800, ".cu": 800, ".cuh": 800}
 
 
 def strip_c(text: str) -> str:
@@ -59,8 +62,8 @@ def check_c(name: str, text: str) -> list[str]:
 
     for match in re.finditer(r"^\s*#\s*include\s*\"([^\"]+)\"", text, re.M):
         target = match.group(1)
-        if target == "lmi.h":  # the public types: below every floor
-            continue
+        if target == "lmi.h" or (name == "native/cuda/primitives.cuh" and target == "simt/simt.h"):
+            continue  # the public types: below every floor; the emulator that stands in for a device
         used = target.split("/")[0]
         if "/" not in target or used not in FLOORS:
             report(match.start(), f'"{target}" is not room/file.h')
@@ -73,7 +76,10 @@ def check_c(name: str, text: str) -> list[str]:
             for match in re.finditer(pattern, text):
                 report(match.start(), f"{match.group().split('include')[1].strip()} belongs in {where}")
     code = strip_c(text)
-    for pattern, why in BANNED_IN_NATIVE.items():
+    banned = BANNED_IN_NATIVE
+    if name.endswith((".cu", ".cuh")) and name != "native/cuda/primitives.cuh":
+        banned = banned | BANNED_IN_KERNELS
+    for pattern, why in banned.items():
         for match in re.finditer(pattern, text if why == "unfinished" else code):
             report(match.start(), f"{match.group().strip(' (')}: {why}")
     return problems
@@ -101,7 +107,7 @@ def check_python(name: str, text: str) -> list[str]:
 
 def main() -> int:
     problems = []
-    c_files = sorted(path for path in (ROOT / "native").rglob("*") if path.suffix in {".c", ".h"})
+    c_files = sorted(path for path in (ROOT / "native").rglob("*") if path.suffix in {".c", ".h", ".cu", ".cuh"})
     for path in c_files:
         name = path.relative_to(ROOT).as_posix()
         if name != "native/include/lmi.h":

@@ -3,9 +3,9 @@
     python tests/bench/draft.py model.gguf before.c after.c
     git show HEAD~9:native/backend/cpu.c > before.c && python tests/bench/draft.py model.gguf before.c native/backend/cpu.c
 
-The edited version is given, token by token, as if the model had chosen it: the speed is that of a model that makes this very edit,
-whatever the model knows. `--vocab` names a file whose tokenizer is used instead, for a model with random weights. Without and with
-drafting take turns; medians.
+The edited version is given, token by token, as if the model had chosen it: the speed is that of a model that makes this very
+edit, whatever the model knows. `--vocab` names a file whose tokenizer is used instead, for a model with random weights. Without
+and with drafting take turns; medians.
 """
 
 import argparse
@@ -51,8 +51,9 @@ def main() -> None:
             list_of.append(speed)
     plain, drafted = (statistics.median(list_of) for list_of in speeds.values())
     print(
-        f"{options.after.name}: prompt {len(prompt)}, written {len(answer[: options.n])} tokens; {plain:.1f} t/s, with drafting "
-        f"{drafted:.1f} ({drafted / plain:.2f}x); {counts.true} of {counts.guessed} guesses came true in {counts.passes} passes"
+        f"{options.after.name}: prompt {len(prompt)}, written {len(answer[: options.n])} tokens; {plain:.1f} t/s, with "
+        f"drafting {drafted:.1f} ({drafted / plain:.2f}x); {counts.true} of {counts.guessed} guesses came true "
+        f"in {counts.passes} passes"
     )
 
 

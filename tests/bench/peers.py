@@ -44,6 +44,9 @@ SHAPES = {
         "n_layers": 16, "n_embd": 2048, "n_heads": 32, "n_kv_heads": 8, "n_ff": 8192, "n_vocab": 128256, "context": 8192,
         "tied": True,
     },
+    "llama3-8b": {
+        "n_layers": 32, "n_embd": 4096, "n_heads": 32, "n_kv_heads": 8, "n_ff": 14336, "n_vocab": 128256, "context": 8192,
+    },
     "llama2-7b": {
         "n_layers": 32, "n_embd": 4096, "n_heads": 32, "n_kv_heads": 32, "n_ff": 11008, "n_vocab": 32000, "context": 4096,
     },
