@@ -8,9 +8,9 @@ session is open, less what was in use before the model was opened, beside what t
 """
 
 import argparse
-import random
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "tests" / "bench")]
 
 import lmi  # noqa: E402
 from lmi.bench import measure  # noqa: E402
+from lmi.perplexity import measure as score  # noqa: E402
 from peers import model_file  # noqa: E402
 
 SHAPES = {"tiny": "tinyllama", "1b": "llama3.2-1b", "7b": "llama2-7b", "8b": "llama3-8b"}
@@ -50,20 +51,20 @@ def speeds(path: Path, name: str) -> None:
 
 
 def soak(n: int) -> None:
-    """lmi-tiny reads n tokens of no meaning: the rate of each tenth, and what the device has in use since the first 4,096."""
-    draw = random.Random(1)
+    """lmi-tiny reads the shipped texts over and over: how well it predicts, how fast, what the device has in use."""
+    texts = [path.read_bytes() for path in sorted((ROOT / "models" / "texts").glob("*.txt"))]
+    marks: list[tuple[int, float, int]] = []  # position, time, bytes in use
+
+    def look(session, report) -> None:
+        if session.position >= 1_000_000 * len(marks):
+            marks.append((session.position, time.perf_counter(), used()))
+
     with lmi.Model(TINY, device="cuda") as model:
-        ids = [draw.randrange(3, model.info.n_vocab) for _ in range(1 << 14)]
-        with model.session(chunk=2048) as session:
-            session.read_tokens(ids[:4096])
-            first = used()
-            for tenth in range(10):
-                began, done = time.perf_counter(), 0
-                while done < n // 10:
-                    session.read_tokens(ids)
-                    done += len(ids)
-                rate = done / (time.perf_counter() - began)
-                print(f"| {(tenth + 1) * done:,} | {rate:,.0f} | {(used() - first) / 2**20:+.1f} |", flush=True)
+        report = score(model, cycle(texts), every=1_000_000, limit=n, progress=look, chunk=2048)
+    print("| tokens | NLL of this million | t/s | device memory since the start, MiB |\n| ---: | ---: | ---: | ---: |")
+    for (begin, end, nll), before, after in zip(report.curve, marks, marks[1:]):
+        rate = (after[0] - before[0]) / (after[1] - before[1])
+        print(f"| {begin:,}-{end:,} | {nll.mean:.4f} | {rate:,.0f} | {(after[2] - marks[0][2]) / 2**20:+.1f} |")
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         shape, mix = spec.split(":")
         speeds(model_file(options.folder, SHAPES[shape], mix, None), f"{SHAPES[shape]} {mix}")
     if options.soak:
-        print("\n| lmi-tiny has read | t/s | device memory, MiB |\n| ---: | ---: | ---: |", flush=True)
+        print(flush=True)
         soak(options.soak)
 
 
