@@ -74,7 +74,7 @@ def plan_lines(model, plan, *, prompt: str, template: str) -> list[str]:
     parts = [f"weights {human_bytes(plan.weight_bytes)}{mapped}"] if plan.weight_bytes else []
     parts += [f"context {human_bytes(plan.context_bytes)}"] if plan.context_bytes else []
     parts.append(f"work {human_bytes(plan.work_bytes)}")
-    parts += [f"tokenizer {human_bytes(plan.tokenizer_bytes)}"] if plan.tokenizer_bytes >= 1 << 20 else []
+    parts += [f"tokenizer {human_bytes(plan.tokenizer_bytes)}"] if 100 * plan.tokenizer_bytes >= plan.total_bytes else []
     memory = f"{' + '.join(parts)} = {human_bytes(plan.total_bytes)} of {human_bytes(plan.available_bytes)} free"
     what = f"{model_name(model)} · {quant_name(model)} · {human_bytes(info.weight_bytes)} · {info.n_layers} layers"
     lines = [

@@ -139,7 +139,9 @@ void device_free_pinned(device_stream *, void *memory) { give(memory); }
 static void copy(device_stream *stream, void *to, const void *from, uint64_t bytes) {
     queue(stream, [=] {
         simt::host_waits();
-        memcpy(to, from, bytes);
+        if (bytes > 0) { /* else either may be NULL */
+            memcpy(to, from, bytes);
+        }
     });
 }
 void device_upload(device_stream *stream, void *to, const void *host, uint64_t bytes) { copy(stream, to, host, bytes); }

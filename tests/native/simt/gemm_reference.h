@@ -4,6 +4,7 @@
 
 #include "../check.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "cuda/gemm.cuh"
@@ -19,7 +20,7 @@ template <typename T> struct buffer {
     explicit buffer(size_t size) : n(size) {
         CHECK(device_alloc(stream, (n > 0 ? n : 1) * sizeof(T), (void **)&at, nullptr) == LMI_OK);
     }
-    explicit buffer(const std::vector<T> &from) : buffer(from.size()) { memcpy(at, from.data(), n * sizeof(T)); }
+    explicit buffer(const std::vector<T> &from) : buffer(from.size()) { std::copy(from.begin(), from.end(), at); }
     buffer(const buffer &) = delete;
     buffer &operator=(const buffer &) = delete;
     ~buffer() { device_free(stream, at); }

@@ -357,8 +357,8 @@ static void test_candidates(uint64_t *random) {
         }
         const int n_kinds = n > 200000 ? 1 : n > 40000 || APART > 1 ? 3 : 10;
         for (int kind = 0; kind < n_kinds; kind++) {
-            const char *const names[] = {"normal",    "whole numbers", "rising", "falling", "all equal",
-                                         "far apart", "mostly -inf",   "a NaN",  "extremes"};
+            const char *const names[] = {"normal",    "whole numbers", "rising", "falling",  "all equal",
+                                         "far apart", "mostly -inf",   "a NaN",  "extremes", "two values"};
             const float extremes[] = {-INFINITY, -3.4e38f, -1e20f, -1e-45f, -0.0f, 0.0f, 1e-45f, 1.0f, 88.0f};
             for (int64_t i = 0; i < n; i++) {
                 const double normal = check_normal(random) * 4;
