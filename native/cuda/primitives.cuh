@@ -38,8 +38,9 @@ extern "C" void device_stream_note(device_stream *stream, cudaError_t result, co
 template <typename... Params, typename... Args>
 static void launch_kernel(device_stream *stream, const char *name, void (*kernel)(Params...), dim3 grid, dim3 block,
                           size_t shared_bytes, Args... args) {
+    /* A block has 48 KiB, of arrays and of dynamic memory together, unless it asks for more. */
     const cudaError_t allowed =
-        shared_bytes <= 48 * 1024
+        shared_bytes == 0
             ? cudaSuccess
             : cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (allowed != cudaSuccess) {
