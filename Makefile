@@ -10,7 +10,7 @@ THREADED := test_pool test_session test_devices
 SIMT   := test_simt test_small test_gemv test_gemv_steps test_gemm test_attend
 # What is installed to be used here, or to run tests, has no CUDA where there is no GPU: compiling it takes minutes.
 NO_CUDA := --config-settings=cmake.define.LMI_CUDA=OFF
-IF_GPU := $(if $(shell nvidia-smi -L 2>/dev/null),,$(NO_CUDA))
+IF_GPU = $(if $(shell nvidia-smi -L 2>/dev/null),,$(NO_CUDA))
 MODEL  := models/lmi-tiny/lmi-tiny.gguf
 TEXT   := models/texts/santa-claus-youth.txt
 C_FILES := find native tests \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' \) -not -name '*_tables.h'
@@ -64,7 +64,7 @@ sanitize: $(CMAKE)
 	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz -j $(JOBS)
 	$(CMAKE) -S native -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_SANITIZE=thread
 	$(CMAKE) --build build/tsan -j $(JOBS) --target $(THREADED) $(SIMT)
-	cd build/tsan && for name in $(THREADED) $(SIMT); do $(dir $(CMAKE))ctest --output-on-failure -R $$name || exit 1; done
+	cd build/tsan && for name in $(THREADED) $(SIMT); do $(dir $(CMAKE))ctest --output-on-failure -R "^$$name$$" || exit 1; done
 
 fuzz: $(CMAKE)
 	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined

@@ -121,26 +121,12 @@ static void describe(backend_context *c, const backend_model *model, const conte
     }
 }
 
-static lmi_status check_shape(const backend_model *model, const context_shape *shape, lmi_error *error) {
-    const model_spec *spec = model->spec;
-    if (shape->importance) {
-        fail(error, LMI_UNSUPPORTED, "sums of inputs (importance) are made on the CPU only");
-        remedy(error, "Use --device cpu.");
-        return LMI_UNSUPPORTED;
-    }
-    if (spec->head_dim > CUDA_MAX_HEAD_DIM) {
-        fail(error, LMI_UNSUPPORTED, "heads of %lld numbers are more than the GPU's attention takes (%d)",
-             (long long)spec->head_dim, CUDA_MAX_HEAD_DIM);
-        remedy(error, "Use --device cpu.");
-        return LMI_UNSUPPORTED;
-    }
-    return LMI_OK;
-}
-
 lmi_status cuda_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error) {
-    lmi_status status = check_shape(model, shape, error);
-    if (status != LMI_OK) {
-        return status;
+    if (model->spec->head_dim > CUDA_MAX_HEAD_DIM) {
+        fail(error, LMI_UNSUPPORTED, "heads of %lld numbers are more than the GPU's attention takes (%d)",
+             (long long)model->spec->head_dim, CUDA_MAX_HEAD_DIM);
+        remedy(error, "Use --device cpu.");
+        return LMI_UNSUPPORTED;
     }
     backend_context c;
     describe(&c, model, shape);
@@ -206,10 +192,7 @@ lmi_status cuda_open(const backend_model *model, const context_shape *shape, are
     if (c->layers == NULL) {
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for a session");
     }
-    lmi_status status = check_shape(model, shape, error);
-    if (status == LMI_OK) {
-        status = device_stream_open(device_stream_info(c->weights->stream)->index, &c->stream, error);
-    }
+    lmi_status status = device_stream_open(device_stream_info(c->weights->stream)->index, &c->stream, error);
     if (status == LMI_OK) {
         status = take_memory(c, error);
     }

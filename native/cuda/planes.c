@@ -97,17 +97,3 @@ void planes_split(const plane_layout *layout, const void *blocks, uint64_t n, vo
         plane += n * bytes;
     }
 }
-
-void planes_join(const plane_layout *layout, const void *part, uint64_t n, void *blocks) {
-    const size_t block_bytes = block_bytes_of(layout);
-    const uint8_t *plane = part;
-    if (layout->n == 1) {
-        memcpy(blocks, plane, (size_t)n * block_bytes);
-        return;
-    }
-    for (int p = 0; p < layout->n; p++) {
-        const size_t bytes = layout->plane[p].bytes;
-        copy_fields(bytes, (uint8_t *)blocks + layout->plane[p].offset, block_bytes, plane, bytes, n);
-        plane += n * bytes;
-    }
-}

@@ -38,10 +38,9 @@ const plane_layout *plane_layout_of(quant_type type); /* NULL if the type cannot
  * multiple of PLANE_ALIGN. */
 uint64_t plane_offset(const plane_layout *layout, uint64_t n_blocks, int p);
 
-/* Splits blocks [block0, block0 + n) into `part`, a buffer of n blocks whose planes lie at part_offset(p) = n * (bytes of
- * the planes before p): pieces of a tensor are staged so and copied plane by plane. planes_join undoes it. */
+/* Splits n blocks into `part`, a buffer of the same size whose plane p begins at n * (bytes of the planes before p): pieces of a
+ * tensor are staged so and copied plane by plane. */
 void planes_split(const plane_layout *layout, const void *blocks, uint64_t n, void *part);
-void planes_join(const plane_layout *layout, const void *part, uint64_t n, void *blocks);
 
 #ifdef __cplusplus
 }

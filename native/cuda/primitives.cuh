@@ -84,13 +84,6 @@ static __device__ __forceinline__ void let_next_start() {
 /* c + the sum of a[i] * b[i] over four int8. */
 static __device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
 
-/* The same, bytes of a unsigned. */
-static __device__ __forceinline__ int dot4_u8(unsigned a, int b, int c) {
-    int d;
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
 /* ---- loads of what no kernel in flight writes, aligned by their size ------------------------------------------------ */
 
 static __device__ __forceinline__ uint4 load_16(const void *p) { return __ldg((const uint4 *)p); }
@@ -147,31 +140,13 @@ static __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
     return pair;
 }
 
-/* Two products, each rounded to binary16. */
-static __device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
-    uint32_t d;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-/* Two of a * b + c, rounded once. */
-static __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
-    uint32_t d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
 /* ---- tensor cores ------------------------------------------------------------------------------------------------- */
 
-/* With g = lane / 4, t = lane % 4 a lane holds:
- *   mma_f16   a[0] A[g][2t, 2t + 1]        a[1] A[g + 8][same]   a[2], a[3]: the same two, 8 columns on
- *             b[0] B[2t, 2t + 1][g]        b[1] B[2t + 8, 2t + 9][g]
- *   mma_s8    a[0] A[g][4t .. 4t + 3]      a[1] A[g + 8][same]   a[2], a[3]: the same two, 16 columns on
- *             b[0] B[4t .. 4t + 3][g]      b[1] 16 rows on
- *   both      d[0], d[1] D[g][2t, 2t + 1]  d[2], d[3] D[g + 8][same]
- * the first of several in the low bits. */
-
-/* D += A B, 16 x 16 times 16 x 8, binary16 into float. */
+/* D += A B, 16 x 16 times 16 x 8, binary16 into float. With g = lane / 4, t = lane % 4 a lane holds
+ *   a[0] A[g][2t, 2t + 1]        a[1] A[g + 8][same]   a[2], a[3]: the same two, 8 columns on
+ *   b[0] B[2t, 2t + 1][g]        b[1] B[2t + 8, 2t + 9][g]
+ *   d[0], d[1] D[g][2t, 2t + 1]  d[2], d[3] D[g + 8][same]
+ * the first of two in the low bits. */
 static __device__ __forceinline__ void mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(
@@ -184,24 +159,6 @@ static __device__ __forceinline__ void mma_f16(float d[4], const uint32_t a[4], 
         asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                      : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
-    }
-#endif
-}
-
-/* D += A B, 16 x 32 times 32 x 8, int8 into int32, wrapping. */
-static __device__ __forceinline__ void mma_s8(int d[4], const uint32_t a[4], const uint32_t b[2]) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-#pragma unroll
-    for (int part = 0; part < 4; part++) { /* two halves of the rows, of the columns */
-        const int row = part & 1;
-        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-                     : "+r"(d[2 * row]), "+r"(d[2 * row + 1])
-                     : "r"(a[part]), "r"(b[part >> 1]));
     }
 #endif
 }

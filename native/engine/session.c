@@ -259,8 +259,11 @@ lmi_status lmi_session_read(lmi_session *session, const int32_t *tokens, size_t 
     return status;
 }
 
+/* Rows that a backend keeps are few: one, and those of guesses. */
+static bool is_held(const lmi_session *s, int64_t row) { return row >= 0 && row <= DRAFT_MOST && (s->held >> row & 1) != 0; }
+
 lmi_status session_fetch_logits(lmi_session *session, int64_t row, lmi_error *error) {
-    if (row >= 32 || (session->held >> row & 1) == 0) {
+    if (!is_held(session, row)) {
         return LMI_OK;
     }
     float *logits = session->logits + row * session->model->spec.n_vocab;
@@ -457,7 +460,7 @@ lmi_status lmi_session_set_sampling(lmi_session *session, const lmi_sampling *sa
 static lmi_status sample_candidates(lmi_session *s, int32_t *token, float *logprob, bool *drawn, lmi_error *error) {
     const int64_t row = s->n_rows - 1;
     *drawn = false;
-    if (row < 0 || row >= 32 || (s->held >> row & 1) == 0 || s->device->candidates == NULL) {
+    if (!is_held(s, row) || s->device->candidates == NULL) {
         return LMI_OK;
     }
     logit_candidates top;

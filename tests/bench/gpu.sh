@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything that wants a GPU, in one go (under nine minutes): the kernels' results, a sanitizer, then speed and memory. What it prints belongs
+# Everything that wants a GPU, in one go (meant to take less than nine minutes): the kernels' results, a sanitizer, then speed and memory. What it prints belongs
 # in native/cuda/MEASURED.md, by hand, with the date, the commit, the GPU and the driver.
 #
 #   tests/bench/gpu.sh [MODELS of gpu.py ...]

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "base/cpu.h"
 #include "base/half.h"
+#include "block_layouts.h"
 #include "check.h"
 #include "fence.h"
 #include "kernels/kernels.h"
@@ -27,24 +28,6 @@ enum { MAX_ROWS = 33, MAX_TOKENS = 65, ISAS = LMI_ISA_NEON + 1 };
 static const kernels *columns[ISAS]; /* [0] unused; NULL where this machine has none */
 
 /* ---- types --------------------------------------------------------------------------------------------------------- */
-
-/* Where a block keeps its half-float scales, and its quantised values: what a test may set without knowing the rest. */
-typedef struct layout {
-    quant_type type;
-    int d, m;   /* offsets of the scale and of the scale of minima (or the minimum); -1: none */
-    int q0, q1; /* bytes q0..q1-1 are quantised values, and */
-    int h0, h1; /* h0..h1-1 their high bits */
-} layout;
-
-static const layout layouts[] = {
-    {QUANT_F32, -1, -1, 0, 0, 0, 0},     {QUANT_F16, -1, -1, 0, 0, 0, 0},     {QUANT_BF16, -1, -1, 0, 0, 0, 0},
-    {QUANT_Q4_0, 0, -1, 2, 18, 0, 0},    {QUANT_Q4_1, 0, 2, 4, 20, 0, 0},     {QUANT_Q5_0, 0, -1, 6, 22, 2, 6},
-    {QUANT_Q5_1, 0, 2, 8, 24, 4, 8},     {QUANT_Q8_0, 0, -1, 2, 34, 0, 0},    {QUANT_IQ4_NL, 0, -1, 2, 18, 0, 0},
-    {QUANT_MXFP4, -1, -1, 1, 17, 0, 0},  {QUANT_Q2_K, 80, 82, 16, 80, 0, 0},  {QUANT_Q3_K, 108, -1, 32, 96, 0, 32},
-    {QUANT_Q4_K, 0, 2, 16, 144, 0, 0},   {QUANT_Q5_K, 0, 2, 48, 176, 16, 48}, {QUANT_Q6_K, 208, -1, 0, 128, 128, 192},
-    {QUANT_IQ4_XS, 0, -1, 8, 136, 0, 0},
-};
-enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
 
 static size_t row_bytes_of(const quant_info *info, int64_t k) { return (size_t)k / info->block_values * info->block_bytes; }
 

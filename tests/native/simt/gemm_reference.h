@@ -2,35 +2,11 @@
 #ifndef LMI_TESTS_GEMM_REFERENCE_H
 #define LMI_TESTS_GEMM_REFERENCE_H
 
-#include "../check.h"
-
-#include <algorithm>
-#include <vector>
-
 #include "cuda/gemm.cuh"
 #include "quant/blocks.h"
+#include "simt/on_device.h"
 
-static device_stream *stream;
 static uint64_t seed = 7;
-
-/* Device memory, which is host memory here, that frees itself. */
-template <typename T> struct buffer {
-    T *at = nullptr;
-    size_t n;
-    explicit buffer(size_t size) : n(size) {
-        CHECK(device_alloc(stream, (n > 0 ? n : 1) * sizeof(T), (void **)&at, nullptr) == LMI_OK);
-    }
-    explicit buffer(const std::vector<T> &from) : buffer(from.size()) { std::copy(from.begin(), from.end(), at); }
-    buffer(const buffer &) = delete;
-    buffer &operator=(const buffer &) = delete;
-    ~buffer() { device_free(stream, at); }
-    T &operator[](size_t i) { return at[i]; }
-};
-
-static inline void finish() {
-    lmi_error error;
-    CHECK(device_check(stream, &error) == LMI_OK, "%s", error.message);
-}
 
 static inline std::vector<float> normals(size_t n, double scale) {
     std::vector<float> x(n);
@@ -121,17 +97,7 @@ struct matrices {
 
     /* After `file` has been changed. */
     void upload() {
-        const plane_layout *layout = plane_layout_of(info->type);
-        const uint64_t n_blocks = file.size() / info->block_bytes;
-        std::vector<uint8_t> part(file.size());
-        planes_split(layout, file.data(), n_blocks, part.data());
-        for (int p = 0; p < layout->n; p++) {
-            uint64_t before = 0;
-            for (int i = 0; i < p; i++) {
-                before += n_blocks * layout->plane[i].bytes;
-            }
-            memcpy(planes.at + plane_offset(layout, n_blocks, p), part.data() + before, n_blocks * layout->plane[p].bytes);
-        }
+        fill_planes(info, file, planes.at);
         info->to_f32(file.data(), exact.data(), (int64_t)exact.size());
     }
 
@@ -141,10 +107,7 @@ struct matrices {
         w.rows = rows;
         w.cols = cols;
         w.n_matrices = n;
-        const plane_layout *layout = plane_layout_of(info->type);
-        for (int p = 0; p < layout->n; p++) {
-            w.plane[p] = planes.at + plane_offset(layout, file.size() / info->block_bytes, p);
-        }
+        point_at_planes(info, file.size() / info->block_bytes, planes.at, &w);
         w.bias = has_bias ? device_bias.at : nullptr;
         return w;
     }

@@ -6,16 +6,13 @@
 #ifndef LMI_TESTS_GEMV_REFERENCE_H
 #define LMI_TESTS_GEMV_REFERENCE_H
 
-#include "../check.h"
-
-#include <algorithm>
 #include <memory>
-#include <vector>
 
+#include "../block_layouts.h"
 #include "base/half.h"
-#include "cuda/launch.h"
 #include "kernels/kernels.h"
 #include "quant/quant.h"
+#include "simt/on_device.h"
 
 /* ThreadSanitizer makes a thread of every thread: a part of the shapes must do. */
 #if defined(__SANITIZE_THREAD__)
@@ -29,32 +26,7 @@
 #define SMALL 0
 #endif
 
-static device_stream *stream;
 static const kernels *cpu;
-
-static void finish() {
-    lmi_error error;
-    CHECK(device_check(stream, &error) == LMI_OK, "%s", error.message);
-}
-
-/* Device memory, which is host memory here, that frees itself; with a guard behind. */
-template <typename T> struct buffer {
-    T *at = nullptr;
-    size_t n;
-    explicit buffer(size_t size) : n(size) {
-        CHECK(device_alloc(stream, (n + 1) * sizeof(T), (void **)&at, nullptr) == LMI_OK);
-        memset((void *)(at + n), 0x5a, sizeof(T));
-    }
-    buffer(const buffer &) = delete;
-    buffer &operator=(const buffer &) = delete;
-    ~buffer() {
-        T guard;
-        memset((void *)&guard, 0x5a, sizeof guard);
-        CHECK(memcmp((void *)(at + n), (void *)&guard, sizeof guard) == 0, "written beyond the end");
-        device_free(stream, at);
-    }
-    T &operator[](size_t i) { return at[i]; }
-};
 
 typedef std::vector<float> floats;
 typedef std::vector<double> doubles;
@@ -68,22 +40,6 @@ static floats random_floats(size_t n, uint64_t *random, double scale = 1.0) {
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------------- */
-
-/* Where a block keeps its half-float scales, and its quantised values. */
-struct layout {
-    quant_type type;
-    int d, m;           /* offsets of the scale and of the scale of minima (or the minimum); -1: none */
-    int q0, q1, h0, h1; /* bytes of quantised values, and of their high bits */
-};
-
-static const layout layouts[] = {
-    {QUANT_F32, -1, -1, 0, 0, 0, 0},     {QUANT_F16, -1, -1, 0, 0, 0, 0},     {QUANT_BF16, -1, -1, 0, 0, 0, 0},
-    {QUANT_Q4_0, 0, -1, 2, 18, 0, 0},    {QUANT_Q4_1, 0, 2, 4, 20, 0, 0},     {QUANT_Q5_0, 0, -1, 6, 22, 2, 6},
-    {QUANT_Q5_1, 0, 2, 8, 24, 4, 8},     {QUANT_Q8_0, 0, -1, 2, 34, 0, 0},    {QUANT_IQ4_NL, 0, -1, 2, 18, 0, 0},
-    {QUANT_MXFP4, -1, -1, 1, 17, 0, 0},  {QUANT_Q2_K, 80, 82, 16, 80, 0, 0},  {QUANT_Q3_K, 108, -1, 32, 96, 0, 32},
-    {QUANT_Q4_K, 0, 2, 16, 144, 0, 0},   {QUANT_Q5_K, 0, 2, 48, 176, 16, 48}, {QUANT_Q6_K, 208, -1, 0, 128, 128, 192},
-    {QUANT_IQ4_XS, 0, -1, 8, 136, 0, 0},
-};
 
 static const layout *layout_of(quant_type type) {
     return std::find_if(std::begin(layouts), std::end(layouts), [type](const layout &l) { return l.type == type; });
@@ -149,28 +105,14 @@ struct matrix {
         }
         split();
     }
-    void split() {
-        const plane_layout *in_planes = plane_layout_of(info->type);
-        const uint64_t n_blocks = file.size() / info->block_bytes;
-        std::vector<uint8_t> part(file.size());
-        planes_split(in_planes, file.data(), n_blocks, part.data());
-        const uint8_t *from = part.data();
-        for (int p = 0; p < in_planes->n; p++) {
-            const size_t bytes = (size_t)n_blocks * in_planes->plane[p].bytes;
-            memcpy(planes.at + plane_offset(in_planes, n_blocks, p), from, bytes);
-            from += bytes;
-        }
-    }
+    void split() { fill_planes(info, file, planes.at); }
     cuda_weight weight() {
         cuda_weight w = {};
         w.type = info->type;
         w.rows = rows;
         w.cols = cols;
         w.n_matrices = n_matrices;
-        const plane_layout *in_planes = plane_layout_of(info->type);
-        for (int p = 0; p < in_planes->n; p++) {
-            w.plane[p] = planes.at + plane_offset(in_planes, file.size() / info->block_bytes, p);
-        }
+        point_at_planes(info, file.size() / info->block_bytes, planes.at, &w);
         w.bias = has_bias ? bias.at : nullptr;
         return w;
     }

@@ -136,26 +136,6 @@ inline unsigned ballot(unsigned mask, bool yes) {
     return votes;
 }
 
-/* a * b + c rounded to binary16 once: first to odd, which a second rounding does not disturb. */
-inline uint16_t fma_half(uint16_t a, uint16_t b, uint16_t c) {
-    const double product = (double)f16_to_f32(a) * (double)f16_to_f32(b), addend = (double)f16_to_f32(c);
-    double sum = product + addend;
-    if (!isfinite(sum)) {
-        return f32_to_f16((float)sum);
-    }
-    const double back = sum - product, error = (product - (sum - back)) + (addend - back);
-    uint64_t bits;
-    memcpy(&bits, &sum, sizeof bits);
-    if (error != 0 && bits % 2 == 0) {
-        sum = nextafter(sum, error > 0 ? INFINITY : -INFINITY);
-    }
-    float rounded = (float)sum;
-    if ((double)rounded != sum && f32_to_bits(rounded) % 2 == 0) {
-        rounded = nextafterf(rounded, sum > (double)rounded ? INFINITY : -INFINITY);
-    }
-    return f32_to_f16(rounded);
-}
-
 inline void load_matrices(uint32_t r[4], const void *shared, bool transposed) {
     check_aligned(shared, 16, "load_matrices");
     if (!is_shared(shared, 16)) {
@@ -281,13 +261,6 @@ static inline int dot4(int a, int b, int c) {
     }
     return (int)sum;
 }
-static inline int dot4_u8(unsigned a, int b, int c) {
-    uint32_t sum = (uint32_t)c;
-    for (int i = 0; i < 32; i += 8) {
-        sum += (uint32_t)((uint8_t)(a >> i) * (int8_t)(b >> i));
-    }
-    return (int)sum;
-}
 
 static inline uint4 load_16(const void *p) { return simt::load<uint4>(p); }
 static inline uint2 load_8(const void *p) { return simt::load<uint2>(p); }
@@ -300,16 +273,8 @@ static inline uint16_t float_to_half(float value) { return f32_to_f16(value); }
 static inline uint32_t pack_halves(float low, float high) {
     return (uint32_t)f32_to_f16(low) | (uint32_t)f32_to_f16(high) << 16;
 }
-static inline uint32_t multiply_halves(uint32_t a, uint32_t b) { /* products of 11 bits by 11 bits are exact in float */
-    return pack_halves(f16_to_f32((uint16_t)a) * f16_to_f32((uint16_t)b),
-                       f16_to_f32((uint16_t)(a >> 16)) * f16_to_f32((uint16_t)(b >> 16)));
-}
-static inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
-    return (uint32_t)simt::fma_half((uint16_t)a, (uint16_t)b, (uint16_t)c) |
-           (uint32_t)simt::fma_half((uint16_t)(a >> 16), (uint16_t)(b >> 16), (uint16_t)(c >> 16)) << 16;
-}
 
-/* The layouts are in primitives.cuh. Each lane brings its elements of A, then those of B, and adds up its four of D. */
+/* The layout is in primitives.cuh. Each lane brings its elements of A, then those of B, and adds up its four of D. */
 static inline void mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
     float own[12];
     for (int i = 0; i < 12; i++) {
@@ -326,19 +291,6 @@ static inline void mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2])
             sum += (double)left * (double)right;
         }
         d[i] = (float)((double)d[i] + sum);
-    }
-}
-static inline void mma_s8(int d[4], const uint32_t a[4], const uint32_t b[2]) {
-    const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const simt::slot *slots = simt::meet_warp(simt::MMA, 0xffffffffu, own, sizeof own);
-    const unsigned g = simt::current->lane / 4, t = simt::current->lane % 4;
-    for (unsigned i = 0; i < 4; i++) {
-        const unsigned column = 2 * t + i % 2;
-        for (unsigned k = 0; k < 32; k += 4) { /* word k / 4 of a row */
-            const int left = simt::value_of<int>(slots[4 * g + k % 16 / 4], k / 16 * 2 + i / 2);
-            const int right = simt::value_of<int>(slots[4 * column + k % 16 / 4], 4 + k / 16);
-            d[i] = dot4(left, right, d[i]);
-        }
     }
 }
 

@@ -1,34 +1,9 @@
 /* Small kernels (begin.cu, mix.cu, choose.cu) on the emulator, against the CPU's own functions and against float64. */
-#include "../check.h"
-
-#include <algorithm>
-#include <vector>
-
-#include "cuda/launch.h"
 #include "lambda/rope.h"
 #include "quant/quant.h"
+#include "simt/on_device.h"
 
 extern "C" float exp_f32(float x);
-
-static device_stream *stream;
-
-/* Device memory, which is host memory here, that frees itself. */
-template <typename T> struct buffer {
-    T *at = nullptr;
-    size_t n;
-    explicit buffer(size_t size) : n(size) {
-        CHECK(device_alloc(stream, (n > 0 ? n : 1) * sizeof(T), (void **)&at, nullptr) == LMI_OK);
-    }
-    buffer(const buffer &) = delete;
-    buffer &operator=(const buffer &) = delete;
-    ~buffer() { device_free(stream, at); }
-    T &operator[](size_t i) { return at[i]; }
-};
-
-static void finish() {
-    lmi_error error;
-    CHECK(device_check(stream, &error) == LMI_OK, "%s", error.message);
-}
 
 /* Under ThreadSanitizer, where each barrier takes long: every so many of the cases. */
 #ifdef __SANITIZE_THREAD__
@@ -51,21 +26,15 @@ static void test_embedding(uint64_t *random) {
         const int64_t widths[] = {plain ? 33 : (int64_t)info->block_values, 2560, plain ? 4 : 768};
         for (const int64_t cols : widths) {
             const int64_t rows = 5, n_blocks = rows * cols / info->block_values;
-            std::vector<uint8_t> file((size_t)n_blocks * info->block_bytes), part(file.size());
+            std::vector<uint8_t> file((size_t)n_blocks * info->block_bytes);
             for (uint8_t &byte : file) {
                 byte = (uint8_t)check_random(random);
             }
             const plane_layout *layout = plane_layout_of((quant_type)type);
-            planes_split(layout, file.data(), (uint64_t)n_blocks, part.data());
             buffer<uint8_t> planes(plane_offset(layout, (uint64_t)n_blocks, layout->n));
             cuda_begin args = {};
-            size_t before = 0;
-            for (int p = 0; p < layout->n; p++) {
-                const size_t bytes = (size_t)n_blocks * layout->plane[p].bytes;
-                args.table.plane[p] = planes.at + plane_offset(layout, (uint64_t)n_blocks, p);
-                memcpy(planes.at + plane_offset(layout, (uint64_t)n_blocks, p), part.data() + before, bytes);
-                before += bytes;
-            }
+            fill_planes(info, file, planes.at);
+            point_at_planes(info, (uint64_t)n_blocks, planes.at, &args.table);
             const int32_t tokens[] = {4, 0, 3};
             buffer<int32_t> on_device(3);
             memcpy(on_device.at, tokens, sizeof tokens);

@@ -1,6 +1,6 @@
 /* Weights in planes: the layouts cover every byte of a block once, splitting is exact and can be undone, and pieces of a tensor
  * that are split one by one give the planes of the whole. */
-#include "check.h"
+#include "../check.h"
 #include "cuda/planes.h"
 
 enum { GUARD = 64 };
@@ -56,6 +56,15 @@ static void test_layouts(void) {
     }
 }
 
+/* Undoes planes_split. */
+static void join(const plane_layout *layout, const uint8_t *part, uint64_t n, uint8_t *blocks, uint64_t block_bytes) {
+    for (int p = 0; p < layout->n; p++) {
+        for (uint64_t i = 0; i < n; i++, part += layout->plane[p].bytes) {
+            memcpy(blocks + i * block_bytes + layout->plane[p].offset, part, layout->plane[p].bytes);
+        }
+    }
+}
+
 static void test_round_trip(const quant_info *info, uint64_t n, uint64_t piece, uint64_t *seed) {
     const plane_layout *layout = plane_layout_of(info->type);
     const uint64_t size = n * info->block_bytes, whole = plane_offset(layout, n, layout->n);
@@ -72,7 +81,7 @@ static void test_round_trip(const quant_info *info, uint64_t n, uint64_t piece, 
             memcpy(tensor + plane_offset(layout, n, p) + b * bytes, from, (size_t)(m * bytes));
             from += m * bytes;
         }
-        planes_join(layout, part, m, back + b * info->block_bytes);
+        join(layout, part, m, back + b * info->block_bytes, info->block_bytes);
     }
     CHECK(memcmp(blocks, back, (size_t)size) == 0, "%s: %lu blocks in pieces of %lu", info->name, (unsigned long)n,
           (unsigned long)piece);
