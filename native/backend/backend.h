@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "base/pool.h"
 #include "kernels/kernels.h"
+#include "lambda/middle.h"
 #include "model/steps.h"
 
 /* What all sessions of a model share: the whole of it, or a part. A part with the first layer begins with EMBED; one with the last
@@ -37,6 +38,7 @@ typedef struct backend_upload {
 typedef struct layer_context {
     int64_t window, sinks, capacity;
     const rope_table *rope; /* how its queries and keys turn; NULL: not at all */
+    bool recalls;           /* its tokens see what is kept of the middle; all such layers have the same window and rotation */
 } layer_context;
 
 enum { MAX_ROPES = 2 }; /* different ones among the layers of a session */
@@ -49,6 +51,8 @@ typedef struct context_shape {
     int64_t n_exact;  /* runs of so many tokens give the very bits that single tokens give */
     int64_t n_logits; /* most rows of logits that one run is asked for */
     bool importance;  /* keep sums of what weights are multiplied with */
+    middle_shape middle;
+    const char *recall_folder; /* of what is kept of the middle; NULL: memory. Not looked at once the context is open */
 } context_shape;
 
 /* Of one step: squares of its input (after the norm), summed over rows. Experts have sums of their own. */
@@ -61,6 +65,7 @@ typedef struct input_sums {
 typedef struct backend_bytes {
     uint64_t context, work;               /* of the host: what the CPU holds, and memory that a device exchanges with it */
     uint64_t device_context, device_work; /* of the device */
+    uint64_t recall;                      /* of the host: what is kept of the middle, in memory or in a file */
 } backend_bytes;
 
 typedef struct backend_context backend_context; /* one session's part, each backend's own */
@@ -112,7 +117,20 @@ typedef struct backend {
     /* Of the last run that had logits NULL: row `row` of n_logits, in full, or what is needed to draw from it. */
     lmi_status (*fetch_logits)(backend_context *context, int64_t row, float *logits, lmi_error *error);
     lmi_status (*candidates)(backend_context *context, int64_t row, logit_candidates *out, lmi_error *error);
+    /* What is kept of the middle, for shapes that keep something. Surprisals of the last tokens read, in nats: n of them from the token
+     * with that index on. How many tokens are kept, and how many were dropped for room, after n_read tokens. */
+    void (*surprise)(backend_context *context, int64_t first, const float *surprisal, int64_t n);
+    void (*recall_counts)(const backend_context *context, int64_t n_read, int64_t *kept, int64_t *dropped);
+    /* As a saved state holds it: `recall_bytes` of it now, at most `recall_most`. What is put must have passed recall_check. */
+    uint64_t (*recall_bytes)(const backend_context *context);
+    uint64_t (*recall_most)(const backend_context *context);
+    void (*recall_get)(backend_context *context, uint64_t offset, size_t n, void *bytes);
+    void (*recall_put)(backend_context *context, uint64_t offset, size_t n, const void *bytes);
+    lmi_status (*recall_check)(const backend_context *context, const void *bytes, size_t size, lmi_error *error);
 } backend;
+
+/* What one slot of the middle takes, of all the layers that recall, in bytes. */
+uint64_t recall_slot_bytes(const model_spec *spec, lmi_kv_type type, int64_t n_layers, int64_t block);
 
 extern const backend backend_cpu;
 

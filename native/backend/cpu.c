@@ -33,6 +33,8 @@ static void *take(taker *t, uint64_t n, uint64_t size) {
     return memory;
 }
 
+static void *take_for(void *t, uint64_t n, uint64_t size) { return take(t, n, size); }
+
 static uint64_t layer_bytes(const model_spec *spec, const context_shape *shape, const layer_context *layer) {
     const uint64_t n = (uint64_t)spec->n_kv_heads;
     const size_t ring = kv_bank_bytes(shape->kv_type, spec->head_dim, kv_round_slots(layer->capacity));
@@ -84,6 +86,7 @@ static void take_worker(taker *t, const backend_context *c, cpu_worker *w) {
     w->o = take(t, rows * d, sizeof(float));
     w->key = take(t, 2 * d, sizeof(float));
     w->attend_scratch = take(t, k->attend_scratch((int64_t)rows, spec->head_dim), 1);
+    cpu_recall_take_worker(c, w, take_for, t);
 }
 
 static turn_set *turns_of(backend_context *c, int64_t layer) {
@@ -135,6 +138,8 @@ static void take_work(taker *t, backend_context *c) {
         c->turns[i].turn = take(t, chunk * turns, sizeof(float));
         c->turns[i].turn_sink = take(t, chunk * turns, sizeof(float));
         c->turns[i].turn_sink_key = take(t, chunk * turns, sizeof(float));
+        c->turns[i].turn_recall = take(t, c->turns[i].recalls ? turns : 0, sizeof(float));
+        c->turns[i].turn_back = take(t, c->turns[i].recalls ? chunk * turns : 0, sizeof(float));
     }
     take_sums(t, c);
     c->slopes = take(t, spec->alibi_max_bias > 0.0f ? (uint64_t)spec->n_heads : 0, sizeof(float));
@@ -142,7 +147,7 @@ static void take_work(taker *t, backend_context *c) {
         const layer_context *layer = &c->shape.layers[i];
         const int64_t n =
             (layer->sinks + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT + (layer->capacity + ATTEND_SEGMENT - 1) / ATTEND_SEGMENT;
-        c->n_segments = n > c->n_segments ? n : c->n_segments;
+        c->n_segments = larger(n + layer->recalls, c->n_segments);
     }
     const uint64_t n_parts = n_kv_heads * (uint64_t)c->n_segments, n_rows = (uint64_t)c->shape.n_exact * group;
     c->partials = take(t, n_parts, sizeof *c->partials);
@@ -159,13 +164,17 @@ static void take_work(taker *t, backend_context *c) {
         cpu_worker counted;
         take_worker(t, c, c->workers != NULL ? &c->workers[i] : &counted);
     }
+    int64_t shelf = 0;
     for (int64_t i = layer0; i < layer1; i++) {
+        const layer_context *layer = &c->shape.layers[i];
         kv_bank *rings = take(t, n_kv_heads, sizeof *rings);
-        kv_bank *sinks = c->shape.layers[i].sinks > 0 ? take(t, n_kv_heads, sizeof *sinks) : NULL;
+        kv_bank *sinks = layer->sinks > 0 ? take(t, n_kv_heads, sizeof *sinks) : NULL;
         if (c->layers != NULL) {
-            c->layers[i] = (cpu_layer){rings, sinks, turns_of(c, i)};
+            c->layers[i] = (cpu_layer){rings, sinks, turns_of(c, i), layer->recalls ? shelf : -1};
         }
+        shelf += layer->recalls ? spec->n_kv_heads : 0;
     }
+    cpu_recall_take(c, take_for, t);
 }
 
 static uint64_t all_layer_bytes(const backend_model *model, const context_shape *shape) {
@@ -211,6 +220,9 @@ static backend_context describe(const backend_model *model, const context_shape 
         if (turns != NULL && layer->sinks > 0) {
             turns->with_sinks = layer;
         }
+        if (turns != NULL) {
+            turns->recalls |= layer->recalls;
+        }
     }
     return c;
 }
@@ -222,7 +234,9 @@ static lmi_status cpu_plan(const backend_model *model, const context_shape *shap
     if (t.failed) {
         return fail(error, LMI_OUT_OF_MEMORY, "the work space is larger than this machine can address");
     }
-    *bytes = (backend_bytes){.context = all_layer_bytes(model, shape), .work = t.bytes + sizeof counted};
+    const uint64_t recall = cpu_recall_store_bytes(&counted);
+    const uint64_t context = all_layer_bytes(model, shape) + (shape->recall_folder == NULL ? recall : 0);
+    *bytes = (backend_bytes){.context = context, .work = t.bytes + sizeof counted, .recall = recall};
     return LMI_OK;
 }
 
@@ -248,7 +262,13 @@ static lmi_status cpu_open(const backend_model *model, const context_shape *shap
     }
     place_banks(c);
     *out = c;
-    return LMI_OK;
+    return c->recall != NULL ? spill_open(shape->recall_folder, cpu_recall_store_bytes(c), &c->recall->store, error) : LMI_OK;
+}
+
+static void cpu_close(backend_context *c) {
+    if (c->recall != NULL) {
+        spill_close(&c->recall->store);
+    }
 }
 
 static uint64_t cpu_context_bytes(const backend_context *c) { return c->context_bytes; }
@@ -475,6 +495,10 @@ static void turn_chunk(const backend_context *c, const turn_set *turns) {
 
 static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     c->chunk = chunk;
+    lmi_status status = cpu_recall_begin(c, error);
+    if (status != LMI_OK) {
+        return status;
+    }
     for (int i = 0; i < c->n_turns; i++) {
         turn_chunk(c, &c->turns[i]);
     }
@@ -542,4 +566,12 @@ const backend backend_cpu = {
     .context_put = cpu_context_put,
     .weight_bytes = cpu_weight_bytes,
     .importance = cpu_importance,
+    .close = cpu_close,
+    .surprise = cpu_recall_surprise,
+    .recall_counts = cpu_recall_counts,
+    .recall_bytes = cpu_recall_bytes,
+    .recall_most = cpu_recall_most,
+    .recall_get = cpu_recall_get,
+    .recall_put = cpu_recall_put,
+    .recall_check = cpu_recall_check,
 };

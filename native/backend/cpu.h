@@ -3,6 +3,8 @@
 #define LMI_BACKEND_CPU_H
 
 #include "backend/backend.h"
+#include "base/spill.h"
+#include "lambda/boxes.h"
 
 enum {
     ATTEND_SEGMENT = 512, /* slots: decode attention is cut here and merged in order, whoever computes what */
@@ -16,13 +18,27 @@ typedef struct turn_set {
     float *turn;                     /* [chunk][n_rot/2][2]: at each token's position */
     float *turn_sink;     /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
     float *turn_sink_key; /* the same for keys that become sinks */
+    bool recalls;         /* a layer of the set does */
+    float *turn_recall;   /* one row, for queries over what is recalled; NULL: none does */
+    float *turn_back;     /* [chunk][n_rot/2][2]: what takes the rotation off keys that leave the window */
 } turn_set;
 
 typedef struct cpu_layer {
     kv_bank *rings;        /* [n_kv_heads] */
     kv_bank *sinks;        /* [n_kv_heads], or NULL */
     const turn_set *turns; /* NULL: no rotation */
+    int64_t shelf;         /* of its first kv head in what is kept of the middle; -1: it recalls nothing */
 } cpu_layer;
+
+/* What is kept of the middle. A shelf is one layer's kv head. */
+typedef struct cpu_recall {
+    middle_blocks blocks;
+    middle_surprises surprises;
+    int64_t n_shelves;
+    size_t bank_bytes; /* of a slot of a shelf; SURPRISE: of the shelf */
+    spill store;       /* [n_slots][n_shelves] banks; SURPRISE: [n_shelves] */
+    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by */
+} cpu_recall;
 
 /* Which experts the tokens of the chunk go to. A slot is a (token, chosen expert); slots lie in order of experts. */
 typedef struct cpu_routes {
@@ -49,6 +65,10 @@ typedef struct cpu_worker {
     float *m, *z;      /* [ATTEND_BLOCK * group] */
     float *o;          /* [ATTEND_BLOCK * group][head_dim] */
     float *key;        /* [2][head_dim]: raw, rotated */
+    pick *picks;       /* [K or N] best so far */
+    pick *beams;       /* BLOCKS: [2][recall_beam] */
+    void *few;         /* TOPK: a bank of K tokens */
+    float *look;       /* [3][head_dim]: sum of queries, and it as boxes want it */
     void *attend_scratch;
     uint64_t epoch;
 } cpu_worker;
@@ -77,7 +97,8 @@ struct backend_context {
     float *slopes; /* [n_heads] of ALiBi, or NULL */
     cpu_routes routes;
     input_sums *sums;      /* [n_steps], or NULL: importance is not asked for */
-    int64_t n_segments;    /* of the largest layer: sinks, then ring */
+    cpu_recall *recall;    /* NULL: nothing is kept of the middle */
+    int64_t n_segments;    /* of the largest layer: sinks, then ring, then what is recalled */
     cpu_partial *partials; /* [n_kv_heads][n_segments] */
     atomic_int *arrived;   /* [n_kv_heads] segments done */
 
@@ -97,6 +118,34 @@ void cpu_add_importance(backend_context *c);
 void cpu_attend(backend_context *c);
 void cpu_route(backend_context *c);
 void cpu_experts(backend_context *c);
+
+/* Queries of the group for n tokens of the chunk, in cpu_attend.c: q[t * group + r] = turned by turn + t * stride (NULL: not) and scaled. */
+void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, const float *turn,
+                      int64_t stride, float *q);
+
+/* What is kept of the middle, in cpu_recall.c. Memory: `take` counts or takes as in cpu.c. Then the chunk: before its steps; of one
+ * kv head of the step's layer: what leaves the window is stored (keys of the chunk are in the ring by then), the tokens
+ * token .. token + n - 1 attend (m, z, o as attend_kernel has them, q: room for their queries), and SURPRISE stores afterwards. */
+typedef void *cpu_take(void *taker, uint64_t n, uint64_t size);
+void cpu_recall_take(backend_context *c, cpu_take *take, void *taker);
+void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker);
+uint64_t cpu_recall_store_bytes(const backend_context *c); /* of what is kept; the rest is taken */
+lmi_status cpu_recall_begin(backend_context *c, lmi_error *error);
+bool cpu_recall_sees(const backend_context *c, int64_t layer, int64_t n_read); /* whether anything has left its window by then */
+void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker);
+void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, float *q, float *m,
+                       float *z, float *o);
+void cpu_recall_settle(backend_context *c, int64_t kv_head, cpu_worker *worker);
+void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker); /* a block that is there */
+
+/* The rest of backend.h's recall, in cpu_recall_state.c. */
+void cpu_recall_surprise(backend_context *c, int64_t first, const float *surprisal, int64_t n);
+void cpu_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, int64_t *dropped);
+uint64_t cpu_recall_bytes(const backend_context *c);
+uint64_t cpu_recall_most(const backend_context *c);
+void cpu_recall_get(backend_context *c, uint64_t offset, size_t n, void *bytes);
+void cpu_recall_put(backend_context *c, uint64_t offset, size_t n, const void *bytes);
+lmi_status cpu_recall_check(const backend_context *c, const void *bytes, size_t size, lmi_error *error);
 
 /* For them, in cpu.c: the step's norm, or a copy; the packed kind that a weight wants; a row of the step's input; weight rows of
  * a piece for `n_tokens` rows of activations. */

@@ -62,6 +62,21 @@ static void load_queries(const backend_context *c, int64_t token, int64_t kv_hea
     }
 }
 
+void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, const float *turn,
+                      int64_t stride, float *q) {
+    const model_spec *spec = c->model->spec;
+    const int64_t width = c->group * spec->head_dim;
+    for (int64_t t = 0; t < n; t++) {
+        const float *row = c->buffers[BUFFER_Q] + (token + t) * spec->n_heads * spec->head_dim;
+        float *out = q + t * width;
+        load_heads(c, row, spec->n_heads, kv_head * c->group, c->group, c->step->attention->q_norm, worker, out);
+        c->model->kernels->scale(out, spec->attention_scale, width);
+        if (turn != NULL) {
+            rotate(c, out, c->group, turn + t * stride);
+        }
+    }
+}
+
 static void store_key_value(backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker) {
     const model_spec *spec = c->model->spec;
     const kernels *k = c->model->kernels;
@@ -113,14 +128,16 @@ static int64_t used_slots(const layer_context *shape, int64_t index) {
     return index + 1 < shape->capacity ? index + 1 : shape->capacity;
 }
 
-/* What there is to see of sinks and of the ring for the token of this index. */
+/* What there is to see for the token of this index: of sinks, of the ring, and one last segment of what is recalled. */
 typedef struct segments {
-    int64_t n_sinks, used, n_sink_segments, n;
+    int64_t n_sinks, used, n_sink_segments, n_kept, n;
 } segments;
 
-static segments segments_at(const layer_context *shape, int64_t index) {
+static segments segments_at(const backend_context *c, int64_t index) {
+    const layer_context *shape = layer_shape(c);
     const int64_t n_sinks = active_sinks(index, shape->window, shape->sinks), used = used_slots(shape, index);
-    return (segments){n_sinks, used, segments_of(n_sinks), segments_of(n_sinks) + segments_of(used)};
+    const int64_t n_kept = segments_of(n_sinks) + segments_of(used);
+    return (segments){n_sinks, used, segments_of(n_sinks), n_kept, n_kept + cpu_recall_sees(c, c->step->layer, index + 1)};
 }
 
 static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
@@ -150,6 +167,13 @@ static void merge(backend_context *c, int64_t kv_head, int64_t n_segments) {
     }
 }
 
+/* The last of a kv head's segments merges them all. */
+static void arrive(backend_context *c, int64_t kv_head, int64_t n_segments) {
+    if (atomic_fetch_add_explicit(&c->arrived[kv_head], 1, memory_order_acq_rel) == (int)n_segments - 1) {
+        merge(c, kv_head, n_segments);
+    }
+}
+
 /* A segment for all tokens of the chunk together, so that its keys and values are fetched and converted once; what a row gets does not
  * depend on the rows beside it. */
 static void attend_segment(void *context, int64_t piece, int worker_index) {
@@ -159,8 +183,17 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     const layer_context *shape = layer_shape(c);
     const int64_t n_tokens = c->chunk->n_tokens, n_rows = n_tokens * c->group, d = spec->head_dim;
     const int64_t first = c->chunk->first, last = first + n_tokens - 1;
-    const segments view = segments_at(shape, last); /* no token sees more than the last */
+    const segments view = segments_at(c, last); /* no token sees more than the last */
     const int64_t segment = piece % view.n, kv_head = piece / view.n;
+    const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
+    clear_state(part->m, part->z, part->o, n_rows, d);
+    if (segment == view.n_kept) {
+        cpu_recall_store(c, kv_head, worker);
+        cpu_recall_attend(c, 0, n_tokens, kv_head, worker, worker->q, part->m, part->z, part->o);
+        cpu_recall_settle(c, kv_head, worker);
+        arrive(c, kv_head, view.n);
+        return;
+    }
     const bool is_sink = segment < view.n_sink_segments;
     const int64_t slot0 = (is_sink ? segment : segment - view.n_sink_segments) * ATTEND_SEGMENT;
     const int64_t limit = is_sink ? view.n_sinks : view.used;
@@ -175,8 +208,6 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
             store_key_value(c, 0, kv_head, worker);
         }
     }
-    const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
-    clear_state(part->m, part->z, part->o, n_rows, d);
     const attend_args args = {
         .bank = is_sink ? &layer->sinks[kv_head] : &layer->rings[kv_head],
         .q = is_sink ? worker->q_sink : worker->q,
@@ -186,6 +217,7 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
         .newest = last,
         .n_slots_used = is_sink ? view.n_sinks : shape->capacity,
         .window = shape->window,
+        .distance = shape->window,
         .slot0 = slot0,
         .slot1 = slot0 + ATTEND_SEGMENT < limit ? slot0 + ATTEND_SEGMENT : limit,
         .m = part->m,
@@ -197,9 +229,7 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     };
     const kernels *k = c->model->kernels;
     (is_sink ? k->attend_sinks : k->attend_ring)[c->shape.kv_type](&args);
-    if (atomic_fetch_add_explicit(&c->arrived[kv_head], 1, memory_order_acq_rel) == (int)view.n - 1) {
-        merge(c, kv_head, view.n);
-    }
+    arrive(c, kv_head, view.n);
 }
 
 /* ---- many tokens -------------------------------------------------------------------------------------------------- */
@@ -237,6 +267,7 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
         .first_pos = first,
         .newest = c->chunk->first + n_tokens - 1,
         .window = shape->window,
+        .distance = shape->window,
         .m = worker->m,
         .z = worker->z,
         .o = worker->o,
@@ -260,6 +291,9 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
         args.slot1 = ranges[i].end;
         k->attend_ring[c->shape.kv_type](&args);
     }
+    if (cpu_recall_sees(c, c->step->layer, last + 1)) {
+        cpu_recall_attend(c, token0, n, kv_head, worker, worker->q_sink, worker->m, worker->z, worker->o);
+    }
     for (int64_t t = 0; t < n; t++) {
         for (int64_t r = 0; r < c->group; r++) {
             const int64_t row = t * c->group + r;
@@ -270,20 +304,37 @@ static void attend_block(void *context, int64_t piece, int worker_index) {
     }
 }
 
+static void recall_store_piece(void *context, int64_t piece, int worker_index) {
+    backend_context *c = context;
+    cpu_recall_store(c, piece, &c->workers[worker_index]);
+}
+
+static void recall_settle_piece(void *context, int64_t piece, int worker_index) {
+    backend_context *c = context;
+    cpu_recall_settle(c, piece, &c->workers[worker_index]);
+}
+
 void cpu_attend(backend_context *c) {
     const int64_t n_kv_heads = c->model->spec->n_kv_heads, n_tokens = c->chunk->n_tokens;
     const layer_context *shape = layer_shape(c);
     pool *workers = c->model->workers;
+    const bool recalls = cpu_recall_sees(c, c->step->layer, c->chunk->first + n_tokens);
     const bool exact = n_tokens <= c->shape.n_exact && c->chunk->first >= shape->sinks;
     if (!exact || n_tokens > 1) {
         pool_run(workers, store_token, c, n_tokens);
     }
     if (!exact) {
+        if (recalls) {
+            pool_run(workers, recall_store_piece, c, n_kv_heads);
+        }
         pool_run(workers, attend_block, c, n_kv_heads * ((n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
+        if (recalls) {
+            pool_run(workers, recall_settle_piece, c, n_kv_heads);
+        }
         return;
     }
     for (int64_t i = 0; i < n_kv_heads; i++) {
         atomic_store_explicit(&c->arrived[i], 0, memory_order_relaxed);
     }
-    pool_run(workers, attend_segment, c, n_kv_heads * segments_at(shape, c->chunk->first + n_tokens - 1).n);
+    pool_run(workers, attend_segment, c, n_kv_heads * segments_at(c, c->chunk->first + n_tokens - 1).n);
 }

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "engine/recall.h"
 #include "engine/session.h"
 #include "lambda/window.h"
 
@@ -9,8 +10,11 @@ enum { DEFAULT_SINKS = 16, DEFAULT_WINDOW = 4096, DEFAULT_CHUNK = 512, DEFAULT_R
 #define MAX_TOKENS ((int64_t)1 << 40)
 
 void lmi_session_options_default(lmi_session_options *options) {
-    *options =
-        (lmi_session_options){.size = sizeof *options, .sinks = -1, .kv_type = LMI_KV_F16, .placement = LMI_PLACEMENT_CEILING};
+    *options = (lmi_session_options){.size = sizeof *options,
+                                     .sinks = -1,
+                                     .kv_type = LMI_KV_F16,
+                                     .placement = LMI_PLACEMENT_CEILING,
+                                     .recall = {.layer = -1}};
 }
 
 static lmi_status out_of_range(lmi_error *error, const char *name, int64_t value, int64_t min, int64_t max) {
@@ -70,7 +74,7 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
         remedy(error, "Use the f16 context.");
         return LMI_UNSUPPORTED;
     }
-    return LMI_OK;
+    return recall_resolve(spec, o, error);
 }
 
 /* Keys are stored rotated, so the choice between short and long factors is made once, by the largest distance there can be. */
@@ -115,10 +119,12 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
             .sinks = native ? 0 : o->sinks,
             .capacity = ring_capacity(window, o->chunk, o->rollback),
             .rope = layer_rope(model, i, o->window),
+            .recalls = recall_layer(spec, o, i),
         };
         plan->capacity = plan->layers[i].capacity > plan->capacity ? plan->layers[i].capacity : plan->capacity;
     }
-    plan->logits_rows = o->all_logits ? o->chunk : 1 + o->draft;
+    /* Surprise is told by the logits of every token. */
+    plan->logits_rows = o->all_logits || o->recall.kind == LMI_RECALL_SURPRISE ? o->chunk : 1 + o->draft;
     plan->shape = (context_shape){
         .layers = plan->layers,
         .kv_type = o->kv_type,
@@ -127,14 +133,20 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         .n_exact = 1 + o->draft,
         .n_logits = plan->logits_rows,
         .importance = o->importance != 0,
+        .recall_folder = o->recall.folder,
     };
+    status = recall_shape(spec, o, &plan->shape.middle, error);
+    if (status != LMI_OK) {
+        return status;
+    }
     return placement_plan_make(model, &plan->shape, &plan->place, error);
 }
 
 uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
     const uint64_t logits = (uint64_t)plan->logits_rows * (uint64_t)model->spec.n_vocab * sizeof(float);
     return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session) +
-           (plan->options.draft > 0 ? draft_bytes() : 0);
+           (plan->options.draft > 0 ? draft_bytes() : 0) +
+           (plan->options.recall.kind == LMI_RECALL_SURPRISE ? (uint64_t)plan->options.chunk * (sizeof(float) + sizeof(double)) : 0);
 }
 
 void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {
@@ -149,6 +161,10 @@ void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_p
         .ring_slots = plan->capacity,
         .weight_bytes = p->host_weights,
         .context_bytes = p->bytes.context,
+        .recall_bytes = p->bytes.recall,
+        .recall_file_bytes = plan->options.recall.folder != NULL ? p->bytes.recall : 0,
+        .recall_tokens = plan->shape.middle.n_slots * plan->shape.middle.block,
+        .recall_seen = recall_seen(&plan->shape.middle),
         .work_bytes = p->bytes.work + session_own_bytes(model, plan),
         .tokenizer_bytes = model->tokens != NULL ? tokenizer_bytes(model->tokens) : 0,
         .available_bytes = memory.available_bytes,

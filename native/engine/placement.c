@@ -44,6 +44,11 @@ static lmi_status plan_for(const lmi_model *model, const context_shape *shape, c
         remedy(error, "Use --device cpu.");
         return LMI_DEVICE;
     }
+    if (shape->middle.kind != LMI_RECALL_NONE && p->device->recall_bytes == NULL) {
+        fail(error, LMI_DEVICE, "only the CPU recalls tokens that left the window");
+        remedy(error, "Use --device cpu.");
+        return LMI_DEVICE;
+    }
     plan->host_weights = host_weights(model, p);
     plan->device_weights = device_weights(model, p);
     return p->device->plan(&p->model, shape, &plan->bytes, error);

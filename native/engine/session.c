@@ -73,6 +73,13 @@ static lmi_status open_parts(lmi_session *s, const lmi_session_options *options,
         }
         s->guesses = draft_at(guesses);
     }
+    if (s->plan.options.recall.kind == LMI_RECALL_SURPRISE) {
+        s->surprisal = arena_take_array(&s->memory, (size_t)s->plan.options.chunk, sizeof *s->surprisal);
+        s->chunk_nll = arena_take_array(&s->memory, (size_t)s->plan.options.chunk, sizeof *s->chunk_nll);
+        if (s->surprisal == NULL || s->chunk_nll == NULL) {
+            return fail(error, LMI_OUT_OF_MEMORY, "no memory for surprisals");
+        }
+    }
     lmi_sampling sampling;
     lmi_sampling_default(&sampling);
     return sampler_set(s->draws, &sampling, error);
@@ -161,10 +168,47 @@ static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, i
     return status;
 }
 
+typedef struct nll_job {
+    const float *logits; /* of the first row */
+    int64_t n_vocab;
+    const int32_t *tokens;
+    double *nll;
+} nll_job;
+
+static void score_row(void *context, int64_t piece, int worker) {
+    const nll_job *job = context;
+    (void)worker;
+    job->nll[piece] = logits_nll(job->logits + piece * job->n_vocab, job->n_vocab, job->tokens[piece]);
+}
+
+/* Of the first token of a chunk, from the logits before it; where there are none, at the beginning or after a rewind, none. */
+static void surprise_first(lmi_session *s, int32_t token) {
+    const int64_t n_vocab = s->model->spec.n_vocab;
+    const float *before = s->logits + (s->n_rows - 1) * n_vocab;
+    const float surprisal = s->n_rows > 0 ? (float)logits_nll(before, n_vocab, token) : 0.0f;
+    s->device->surprise(s->context, s->n_read, &surprisal, 1);
+}
+
+static void surprise_rest(lmi_session *s, const int32_t *tokens, int64_t n) {
+    nll_job job = {s->logits, s->model->spec.n_vocab, tokens + 1, s->chunk_nll};
+    pool_run(s->model->workers, score_row, &job, n - 1);
+    for (int64_t i = 0; i < n - 1; i++) {
+        s->surprisal[i] = (float)s->chunk_nll[i];
+    }
+    s->device->surprise(s->context, s->n_read + 1, s->surprisal, n - 1);
+}
+
 static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, bool is_last, lmi_error *error) {
-    const int64_t n_logits = s->plan.options.all_logits ? n : is_last ? 1 : 0;
+    const bool surprise = s->surprisal != NULL;
+    const int64_t n_logits = s->plan.options.all_logits || surprise ? n : is_last ? 1 : 0;
+    if (surprise) {
+        surprise_first(s, tokens[0]);
+    }
     lmi_status status = run_tokens(s, tokens, n, n_logits, error);
     if (status == LMI_OK) {
+        if (surprise && n > 1) {
+            surprise_rest(s, tokens, n);
+        }
         take_tokens(s, tokens, n);
         s->n_rows = n_logits;
         for (int64_t i = 0; s->guesses != NULL && i < n; i++) {
@@ -223,6 +267,9 @@ void lmi_session_get_draft(const lmi_session *session, lmi_draft_counts *counts)
 
 static lmi_status read_all(lmi_session *s, const int32_t *tokens, size_t n, size_t *done, lmi_error *error) {
     const size_t chunk = (size_t)s->plan.options.chunk;
+    /* Tokens that are read together choose together what they recall; the one that is answered to chooses for itself. */
+    const lmi_recall kind = s->plan.options.recall.kind;
+    const bool alone = (kind == LMI_RECALL_TOPK || kind == LMI_RECALL_BLOCKS) && s->plan.options.all_logits == 0;
     lmi_status status = file_check(&s->model->view, error);
     pool_lock(s->model->workers);
     if (status == LMI_OK && n == 1 && s->guesses != NULL) {
@@ -231,7 +278,10 @@ static lmi_status read_all(lmi_session *s, const int32_t *tokens, size_t n, size
     } else {
         session_drop_ahead(s);
         while (status == LMI_OK && *done < n) {
-            const size_t part = n - *done < chunk ? n - *done : chunk;
+            size_t part = n - *done < chunk ? n - *done : chunk;
+            if (alone && part > 1 && part == n - *done) {
+                part--;
+            }
             status = read_chunk(s, tokens + *done, (int64_t)part, *done + part == n, error);
             *done += status == LMI_OK ? part : 0;
         }
@@ -303,19 +353,6 @@ double lmi_session_nll(lmi_session *session, int64_t row, int32_t token) {
         return INFINITY;
     }
     return logits_nll(logits, session->model->spec.n_vocab, token);
-}
-
-typedef struct nll_job {
-    const float *logits; /* of the first row */
-    int64_t n_vocab;
-    const int32_t *tokens;
-    double *nll;
-} nll_job;
-
-static void score_row(void *context, int64_t piece, int worker) {
-    const nll_job *job = context;
-    (void)worker;
-    job->nll[piece] = logits_nll(job->logits + piece * job->n_vocab, job->n_vocab, job->tokens[piece]);
 }
 
 lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const int32_t *tokens, size_t n, double *nll,
@@ -420,11 +457,17 @@ void lmi_session_get_view(const lmi_session *session, lmi_view *view) {
     const int64_t begin = n > own_window ? n - own_window : 0;
     const int64_t kept = native ? 0 : session->plan.options.sinks;
     const int64_t sinks = kept < begin ? kept : begin;
+    int64_t recalled = 0, dropped = 0;
+    if (session->plan.options.recall.kind != LMI_RECALL_NONE) {
+        session->device->recall_counts(session->context, n > 0 ? n - 1 : 0, &recalled, &dropped);
+    }
     *view = (lmi_view){
         .sinks_end = session->start + sinks,
         .window_begin = session->start + begin,
         .position = session->start + n,
-        .forgotten = begin - sinks,
+        .forgotten = begin - sinks - recalled,
+        .kept = recalled,
+        .dropped = dropped,
     };
 }
 

@@ -43,6 +43,9 @@ struct lmi_session {
     uint32_t held;    /* bit r: row r is still with the backend alone; see session_fetch_logits */
     sampler *draws;
 
+    float *surprisal;  /* [chunk] of the chunk in progress; NULL: nobody asks */
+    double *chunk_nll; /* [chunk] */
+
     draft *guesses;            /* NULL: nothing is read ahead */
     int32_t ahead[DRAFT_MOST]; /* tokens whose logits are computed and that were not asked for yet */
     int64_t n_ahead, n_taken;  /* of the last pass: guesses, and how many of them have come true so far */

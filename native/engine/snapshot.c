@@ -9,7 +9,9 @@
  *    128  i32 has_logits, isa
  *    136  u32 number of parts, u32 0
  *    144  u64 size of each part, 0 for those that are not there [8]
- *    208  zeros
+ *    208  i32 recall, recall_layer
+ *    216  i64 recall_n, recall_block, recall_distance, recall_budget
+ *    248  f32 recall_decay
  *    252  u32 CRC32C of bytes 0 to 251
  *    256  the parts, without gaps; then u32 CRC32C of every MiB of them, the last one shorter
  *
@@ -18,17 +20,19 @@
 #include "engine/snapshot.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/file.h"
+#include "base/half.h"
 #include "base/hash.h"
 
 enum {
     HEADER_BYTES = 256,
     PARTS_AT = 144,
-    ZEROS_AT = PARTS_AT + 8 * SNAPSHOT_MAX_PARTS,
+    RECALL_AT = PARTS_AT + 8 * SNAPSHOT_MAX_PARTS,
     SUM_AT = HEADER_BYTES - 4,
     BLOCK_BYTES = 1 << 20, /* per sum */
     SUM_BYTES = 4
@@ -79,6 +83,13 @@ static void write_header(const snapshot_header *h, const snapshot_part *parts, i
     for (int i = 0; i < n_parts; i++) {
         put(bytes + PARTS_AT + 8 * i, parts[i].size, 8);
     }
+    const int64_t recall[4] = {h->recall_n, h->recall_block, h->recall_distance, h->recall_budget};
+    put(bytes + RECALL_AT, (uint32_t)h->recall, 4);
+    put(bytes + RECALL_AT + 4, (uint32_t)h->recall_layer, 4);
+    for (int i = 0; i < 4; i++) {
+        put(bytes + RECALL_AT + 8 + 8 * i, (uint64_t)recall[i], 8);
+    }
+    put(bytes + RECALL_AT + 40, f32_to_bits(h->recall_decay), 4);
     put(bytes + SUM_AT, crc32c(0, bytes, SUM_AT), 4);
 }
 
@@ -97,6 +108,13 @@ static void parse_header(const uint8_t bytes[HEADER_BYTES], snapshot_header *h) 
         .furthest = get_i64(bytes + 120),
         .has_logits = get_i32(bytes + 128),
         .isa = get_i32(bytes + 132),
+        .recall = get_i32(bytes + RECALL_AT),
+        .recall_layer = get_i32(bytes + RECALL_AT + 4),
+        .recall_n = get_i64(bytes + RECALL_AT + 8),
+        .recall_block = get_i64(bytes + RECALL_AT + 16),
+        .recall_distance = get_i64(bytes + RECALL_AT + 24),
+        .recall_budget = get_i64(bytes + RECALL_AT + 32),
+        .recall_decay = f32_from_bits((uint32_t)get(bytes + RECALL_AT + 40, 4)),
     };
     memcpy(h->fingerprint, bytes + 16, sizeof h->fingerprint);
 }
@@ -225,6 +243,11 @@ static const char *placement_name(int32_t placement) {
     return placement == LMI_PLACEMENT_CEILING ? "ceiling" : placement == LMI_PLACEMENT_CONTIGUOUS ? "contiguous" : NULL;
 }
 
+static const char *recall_name(int32_t recall) {
+    static const char *const names[] = {"none", "topk", "surprise", "blocks"};
+    return recall >= LMI_RECALL_NONE && recall <= LMI_RECALL_BLOCKS ? names[recall] : NULL;
+}
+
 /* What holds for every state, whatever session it is for. Returns what does not, or NULL. */
 static const char *find_nonsense(const snapshot_header *h) {
     if (h->window < 1 || h->sinks < 0 || h->chunk < 1 || h->rollback < 0) {
@@ -232,6 +255,10 @@ static const char *find_nonsense(const snapshot_header *h) {
     }
     if (kv_name(h->kv_type) == NULL || placement_name(h->placement) == NULL) {
         return "its type of keys and values or its placement is unknown";
+    }
+    if (recall_name(h->recall) == NULL || h->recall_layer < 0 || h->recall_n < 0 || h->recall_block < 0 ||
+        h->recall_distance < 0 || h->recall_budget < 0 || !(h->recall_decay >= 0.0f && h->recall_decay <= 1.0f)) {
+        return "what it recalls is unknown";
     }
     if (h->ring_slots < 1 || h->n_vocab < 1) {
         return "its buffer has no size";
@@ -282,11 +309,6 @@ static lmi_status check_header(const uint8_t *bytes, uint64_t size, snapshot_hea
     if (get(bytes + 12, 4) != HEADER_BYTES || get(bytes + 136, 4) > SNAPSHOT_MAX_PARTS || get(bytes + 140, 4) != 0) {
         return damaged(error, 12, "its header has an impossible form");
     }
-    for (int i = ZEROS_AT; i < SUM_AT; i++) {
-        if (bytes[i] != 0) {
-            return damaged(error, (uint64_t)i, "its header has an impossible form");
-        }
-    }
     const char *nonsense = find_nonsense(h);
     if (nonsense != NULL) {
         return damaged(error, 48, nonsense);
@@ -312,6 +334,17 @@ static lmi_status check_header(const uint8_t *bytes, uint64_t size, snapshot_hea
         return LMI_BAD_FORMAT;
     }
     return LMI_OK;
+}
+
+/* All that makes what is recalled fit, and no more than that. */
+static const char *recall_text(const snapshot_header *h, char text[96]) {
+    if (h->recall == LMI_RECALL_NONE) {
+        return "none";
+    }
+    snprintf(text, 96, "%s %lldx%lld from layer %d at distance %lld, budget %lld", recall_name(h->recall),
+             (long long)h->recall_n, (long long)h->recall_block, (int)h->recall_layer, (long long)h->recall_distance,
+             (long long)h->recall_budget);
+    return text;
 }
 
 static lmi_status differs(const snapshot_header *saved, lmi_error *error) {
@@ -358,6 +391,15 @@ static lmi_status check_fits(const snapshot_header *expected, const snapshot_hea
              mine ? mine : "?");
         return differs(h, error);
     }
+    if (h->recall != expected->recall || h->recall_layer != expected->recall_layer || h->recall_n != expected->recall_n ||
+        h->recall_block != expected->recall_block || h->recall_distance != expected->recall_distance ||
+        h->recall_budget != expected->recall_budget || f32_to_bits(h->recall_decay) != f32_to_bits(expected->recall_decay)) {
+        char saved[96], mine[96];
+        fail(error, LMI_STATE, "the state was saved with recall %s, this session has %s", recall_text(h, saved),
+             recall_text(expected, mine));
+        remedy(error, "Give the --recall options that it was saved with.");
+        return LMI_STATE;
+    }
     if (h->ring_slots != expected->ring_slots || h->n_vocab != expected->n_vocab) {
         fail(error, LMI_STATE, "the state has %lld slots and %lld tokens in the vocabulary, this session has %lld and %lld",
              (long long)h->ring_slots, (long long)h->n_vocab, (long long)expected->ring_slots, (long long)expected->n_vocab);
@@ -365,7 +407,7 @@ static lmi_status check_fits(const snapshot_header *expected, const snapshot_hea
         return LMI_STATE;
     }
     for (int i = 0; i < SNAPSHOT_MAX_PARTS; i++) {
-        if (sizes[i] != parts[i].size) {
+        if (parts[i].most != 0 ? sizes[i] > parts[i].most : sizes[i] != parts[i].size) {
             char saved[32], mine[32];
             fail(error, LMI_STATE, "part %d of the state has %s bytes, this session needs %s", i, group_digits(sizes[i], saved),
                  group_digits(parts[i].size, mine));
@@ -387,22 +429,26 @@ static lmi_status check_sums(const uint8_t *payload, uint64_t size, lmi_error *e
     return LMI_OK;
 }
 
-/* All that can be known before a byte is copied. */
+/* All that can be known before a byte is copied. `parts` gets those given, with the sizes that they have in the state. */
 static lmi_status check_all(const snapshot_header *expected, snapshot_header *h, const snapshot_part *given, int n_given,
-                            const uint8_t *bytes, uint64_t size, snapshot_check *check, void *context, lmi_error *error) {
+                            snapshot_part parts[SNAPSHOT_MAX_PARTS], const uint8_t *bytes, uint64_t size, snapshot_check *check,
+                            void *context, lmi_error *error) {
     uint64_t sizes[SNAPSHOT_MAX_PARTS], payload;
-    snapshot_part parts[SNAPSHOT_MAX_PARTS] = {0}; /* those not given have size 0 */
     int n_parts;
     if (!sum_parts(given, n_given, &payload)) {
         return fail(error, LMI_INTERNAL, "a session wants a state of %d parts", n_given);
     }
-    for (int i = 0; i < n_given; i++) {
-        parts[i] = given[i];
+    for (int i = 0; i < SNAPSHOT_MAX_PARTS; i++) {
+        parts[i] = i < n_given ? given[i] : (snapshot_part){0};
     }
     lmi_status status = check_header(bytes, size, h, sizes, &n_parts, error);
     if (status != LMI_OK || (status = check_fits(expected, h, sizes, parts, error)) != LMI_OK) {
         return status;
     }
+    for (int i = 0; i < n_given; i++) {
+        parts[i].size = (size_t)sizes[i];
+    }
+    (void)sum_parts(parts, n_given, &payload); /* as check_header did */
     if (n_parts != n_given) { /* all those beyond are empty; but there is one way to write a state */
         return damaged(error, 136, "it has empty parts at its end");
     }
@@ -488,9 +534,10 @@ lmi_status snapshot_read(const snapshot_header *expected, snapshot_header *heade
         return fail(error, LMI_INVALID_ARGUMENT, "no bytes of a saved state were given");
     }
     snapshot_header loaded;
-    lmi_status status = check_all(expected, &loaded, parts, n_parts, bytes, size, check, context, error);
+    snapshot_part found[SNAPSHOT_MAX_PARTS];
+    lmi_status status = check_all(expected, &loaded, parts, n_parts, found, bytes, size, check, context, error);
     if (status == LMI_OK) {
-        status = copy_parts(parts, n_parts, (const uint8_t *)bytes + HEADER_BYTES, error);
+        status = copy_parts(found, n_parts, (const uint8_t *)bytes + HEADER_BYTES, error);
     }
     if (status == LMI_OK) {
         *header = loaded;
@@ -522,14 +569,15 @@ lmi_status snapshot_load(const snapshot_header *expected, snapshot_header *heade
                          const char *path, snapshot_check *check, void *context, lmi_error *error) {
     file_view view;
     snapshot_header loaded;
+    snapshot_part found[SNAPSHOT_MAX_PARTS];
     lmi_status status = file_open(path, true, &view, error);
     if (status != LMI_OK) {
         return status;
     }
     file_prefetch(&view, 0, view.size);
-    if ((status = check_all(expected, &loaded, parts, n_parts, view.bytes, view.size, check, context, error)) == LMI_OK &&
+    if ((status = check_all(expected, &loaded, parts, n_parts, found, view.bytes, view.size, check, context, error)) == LMI_OK &&
         (status = file_check(&view, error)) == LMI_OK &&
-        (status = copy_parts(parts, n_parts, view.bytes + HEADER_BYTES, error)) == LMI_OK) {
+        (status = copy_parts(found, n_parts, view.bytes + HEADER_BYTES, error)) == LMI_OK) {
         *header = loaded;
     }
     file_close(&view);

@@ -11,7 +11,7 @@
 
 #include "base/status.h"
 
-enum { SNAPSHOT_VERSION = 1, SNAPSHOT_MAX_PARTS = 8 };
+enum { SNAPSHOT_VERSION = 2, SNAPSHOT_MAX_PARTS = 8 };
 
 typedef struct snapshot_header {
     uint8_t fingerprint[32]; /* of the model: SHA-256 of metadata, tensor table and sampled blocks */
@@ -23,12 +23,17 @@ typedef struct snapshot_header {
     int64_t start, position, furthest;
     int32_t has_logits;
     int32_t isa; /* of the kernels that wrote it: told, not required */
+    /* lmi_recall_options; all 0 without */
+    int32_t recall, recall_layer;
+    int64_t recall_n, recall_block, recall_distance, recall_budget;
+    float recall_decay;
 } snapshot_header;
 
 /* Bytes that a session holds: in memory, or where only functions reach them, as on a device. */
 typedef struct snapshot_part {
     void *data; /* NULL: through the functions, in order, by at most a MiB at a time */
     size_t size;
+    size_t most; /* not 0: a saved one may have any size up to this; `check` says whether it is right */
     void *owner; /* of the functions */
     lmi_status (*get)(void *owner, uint64_t offset, size_t n, void *bytes, lmi_error *error);
     lmi_status (*put)(void *owner, uint64_t offset, size_t n, const void *bytes, lmi_error *error);

@@ -4,7 +4,7 @@
 #include "engine/session.h"
 #include "engine/snapshot.h"
 
-enum { PART_CONTEXT, PART_LOGITS, PART_HISTORY, PART_SAMPLER, N_PARTS };
+enum { PART_CONTEXT, PART_LOGITS, PART_HISTORY, PART_SAMPLER, PART_RECALL, MOST_PARTS };
 
 static size_t context_size(const lmi_session *s) { return (size_t)s->device->context_bytes(s->context); }
 
@@ -18,8 +18,26 @@ static lmi_status put_context(void *owner, uint64_t offset, size_t n, const void
     return s->device->context_put(s->context, offset, n, bytes, error);
 }
 
-static void describe(lmi_session *s, snapshot_header *header, snapshot_part parts[N_PARTS]) {
+static lmi_status get_recall(void *owner, uint64_t offset, size_t n, void *bytes, lmi_error *error) {
+    lmi_session *s = owner;
+    (void)error;
+    s->device->recall_get(s->context, offset, n, bytes);
+    return LMI_OK;
+}
+
+static lmi_status put_recall(void *owner, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
+    lmi_session *s = owner;
+    (void)error;
+    s->device->recall_put(s->context, offset, n, bytes);
+    return LMI_OK;
+}
+
+static bool recalls(const lmi_session *s) { return s->plan.options.recall.kind != LMI_RECALL_NONE; }
+static int parts_of(const lmi_session *s) { return recalls(s) ? MOST_PARTS : PART_RECALL; }
+
+static void describe(lmi_session *s, snapshot_header *header, snapshot_part parts[MOST_PARTS]) {
     const lmi_session_options *o = &s->plan.options;
+    const middle_shape *middle = &s->plan.shape.middle;
     *header = (snapshot_header){
         .window = o->window,
         .sinks = o->sinks,
@@ -34,6 +52,13 @@ static void describe(lmi_session *s, snapshot_header *header, snapshot_part part
         .furthest = s->start + s->furthest,
         .has_logits = s->n_rows > 0,
         .isa = (int32_t)s->model->kernels->isa,
+        .recall = (int32_t)middle->kind,
+        .recall_layer = recalls(s) ? o->recall.layer : 0,
+        .recall_n = middle->n,
+        .recall_block = middle->block,
+        .recall_distance = middle->distance,
+        .recall_budget = recalls(s) ? (int64_t)o->recall.budget : 0,
+        .recall_decay = (float)middle->decay,
     };
     model_fingerprint(s->model, header->fingerprint);
     const size_t row = (size_t)s->model->spec.n_vocab * sizeof(float);
@@ -43,12 +68,20 @@ static void describe(lmi_session *s, snapshot_header *header, snapshot_part part
     parts[PART_LOGITS] = (snapshot_part){.data = last, .size = row};
     parts[PART_HISTORY] = (snapshot_part){.data = s->history, .size = SAMPLER_HISTORY * sizeof *s->history};
     parts[PART_SAMPLER] = (snapshot_part){.data = sampler_state(s->draws), .size = sampler_state_bytes()};
+    parts[PART_RECALL] = (snapshot_part){.owner = s, .get = get_recall, .put = put_recall};
+    if (recalls(s)) {
+        parts[PART_RECALL].size = (size_t)s->device->recall_bytes(s->context);
+        parts[PART_RECALL].most = (size_t)s->device->recall_most(s->context);
+    }
 }
 
 static lmi_status check_part(void *context, int part, const void *bytes, size_t size, lmi_error *error) {
     const lmi_session *s = context;
     if (part == PART_SAMPLER) {
         return sampler_check_state(bytes, error);
+    }
+    if (part == PART_RECALL) {
+        return s->device->recall_check(s->context, bytes, size, error);
     }
     if (part == PART_HISTORY) {
         for (size_t i = 0; i < size / sizeof(int32_t); i++) {
@@ -76,12 +109,13 @@ static void adopt(lmi_session *s, const snapshot_header *header) {
 
 size_t lmi_session_state_size(const lmi_session *session) {
     const lmi_session *s = session;
-    snapshot_part parts[N_PARTS] = {0};
+    snapshot_part parts[MOST_PARTS] = {0};
     parts[PART_CONTEXT].size = context_size(s);
     parts[PART_LOGITS].size = (size_t)s->model->spec.n_vocab * sizeof(float);
     parts[PART_HISTORY].size = SAMPLER_HISTORY * sizeof *s->history;
     parts[PART_SAMPLER].size = sampler_state_bytes();
-    return snapshot_size(parts, N_PARTS);
+    parts[PART_RECALL].size = recalls(s) ? (size_t)s->device->recall_bytes(s->context) : 0;
+    return snapshot_size(parts, parts_of(s));
 }
 
 typedef enum direction { WRITE_BYTES, READ_BYTES, WRITE_FILE, READ_FILE } direction;
@@ -92,7 +126,8 @@ static lmi_status transfer(lmi_session *session, direction way, void *bytes, siz
         return status;
     }
     snapshot_header header, loaded;
-    snapshot_part parts[N_PARTS];
+    snapshot_part parts[MOST_PARTS];
+    const int n_parts = parts_of(session);
     describe(session, &header, parts);
     if (way == READ_BYTES || way == READ_FILE) {
         parts[PART_LOGITS].data = session->logits;
@@ -105,16 +140,16 @@ static lmi_status transfer(lmi_session *session, direction way, void *bytes, siz
     }
     switch (way) {
     case WRITE_BYTES:
-        status = snapshot_write(&header, parts, N_PARTS, bytes, size, error);
+        status = snapshot_write(&header, parts, n_parts, bytes, size, error);
         break;
     case WRITE_FILE:
-        status = snapshot_save(&header, parts, N_PARTS, path, error);
+        status = snapshot_save(&header, parts, n_parts, path, error);
         break;
     case READ_BYTES:
-        status = snapshot_read(&header, &loaded, parts, N_PARTS, bytes, size, check_part, session, error);
+        status = snapshot_read(&header, &loaded, parts, n_parts, bytes, size, check_part, session, error);
         break;
     case READ_FILE:
-        status = snapshot_load(&header, &loaded, parts, N_PARTS, path, check_part, session, error);
+        status = snapshot_load(&header, &loaded, parts, n_parts, path, check_part, session, error);
         break;
     }
     if (status == LMI_OK && (way == READ_BYTES || way == READ_FILE)) {
@@ -154,6 +189,13 @@ lmi_status lmi_state_file_options(const char *path, lmi_session_options *options
         options->rollback = header.rollback;
         options->kv_type = (lmi_kv_type)header.kv_type;
         options->placement = (lmi_placement)header.placement;
+        options->recall.kind = (lmi_recall)header.recall;
+        options->recall.layer = header.recall == LMI_RECALL_NONE ? -1 : header.recall_layer;
+        options->recall.n = header.recall_n;
+        options->recall.block = header.recall_block;
+        options->recall.distance = header.recall_distance;
+        options->recall.budget = (uint64_t)header.recall_budget;
+        options->recall.decay = (double)header.recall_decay;
     }
     return status;
 }

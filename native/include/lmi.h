@@ -236,6 +236,27 @@ typedef enum lmi_placement {                            /* where the sinks seem 
                                  1 /* in order, just before the window (StreamingLLM): for a long kept prefix */
 } lmi_placement;
 
+/* What becomes of the middle of the text: tokens that are neither sinks nor in the window any more. */
+typedef enum lmi_recall {
+    LMI_RECALL_NONE = 0,     /* forgotten */
+    LMI_RECALL_TOPK = 1,     /* all kept; each query head of a token read alone sees the K that it looks for most
+                                (LM-Infinite, section 4). Memory and work grow with the text: to compare with, not to use */
+    LMI_RECALL_SURPRISE = 2, /* M tokens kept, those that the model expected least (SirLLM, arXiv 2405.12528) */
+    LMI_RECALL_BLOCKS = 3    /* kept in blocks of B tokens; each kv head sees the N blocks that it looks for most (as InfLLM,
+                                arXiv 2402.04617). When the budget is used up, the block goes that was not chosen for longest */
+} lmi_recall;
+
+typedef struct lmi_recall_options {
+    lmi_recall kind;
+    int32_t layer;      /* the first that recalls; -1: 4 for TOPK, 0 for the others */
+    int64_t n;          /* K, M or N; 0: 5, 256, or as many blocks as half a window has */
+    int64_t block;      /* B, a multiple of 16; 0: 32 */
+    int64_t distance;   /* at which what is recalled seems to be, tokens; 0: window / 2 */
+    uint64_t budget;    /* bytes that TOPK and BLOCKS may keep; 0: 1 GiB */
+    double decay;       /* SURPRISE: what surprise counts after another window of text, in (0, 1]; 0: 0.9 */
+    const char *folder; /* keep keys and values in a file there that has no name and goes with the session; NULL: in memory */
+} lmi_recall_options;
+
 typedef struct lmi_session_options {
     size_t size;
     int64_t window; /* L, tokens; 0: min(trained context - sinks, 4096) */
@@ -246,7 +267,8 @@ typedef struct lmi_session_options {
     int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
     int32_t importance; /* 1: keep sums for lmi_session_importance */
-    int32_t draft;      /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits */
+    int32_t draft;      /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits, recall */
+    lmi_recall_options recall; /* on the CPU only */
 } lmi_session_options;
 
 LMI_API void lmi_session_options_default(lmi_session_options *options);
@@ -259,6 +281,10 @@ typedef struct lmi_plan { /* what a session will hold, known before it is opened
     int64_t ring_slots;       /* per full-attention layer */
     uint64_t weight_bytes;    /* that the CPU reads for tokens, mapped or read; all, if the file was read into memory */
     uint64_t context_bytes;   /* keys and values of the CPU's layers: allocated once, never grows */
+    uint64_t recall_bytes;    /* what may be kept of the middle, of it; pages are taken as it fills */
+    uint64_t recall_file_bytes; /* of recall_bytes, what lies in a file and not in memory */
+    int64_t recall_tokens;    /* that have room there */
+    int64_t recall_seen;      /* most of them that a token sees */
     uint64_t work_bytes;      /* activations, logits, scratch, and what is exchanged with the GPU */
     uint64_t tokenizer_bytes; /* with one encoder's */
     uint64_t total_bytes;
@@ -323,7 +349,9 @@ typedef struct lmi_view { /* what the last token read could attend to, as [begin
     int64_t sinks_end;    /* [0, sinks_end) */
     int64_t window_begin; /* [window_begin, position) */
     int64_t position;
-    int64_t forgotten; /* read and no longer visible in full-attention layers */
+    int64_t forgotten; /* read and no longer visible in full-attention layers, nor kept */
+    int64_t kept;      /* of the middle: what can be recalled */
+    int64_t dropped;   /* of the forgotten: were kept until the budget was used up */
 } lmi_view;
 LMI_API void lmi_session_get_view(const lmi_session *session, lmi_view *view);
 

@@ -168,7 +168,7 @@ static void shape_logits(const attend_args *args, bool sinks, const int32_t *age
         const int32_t lag = (int32_t)(args->newest - (args->first_pos + row / args->rows_per_token));
         const float slope = args->slopes[row % args->rows_per_token];
         for (int s = 0; s < BLOCK_SLOTS; s++) {
-            logits[s] -= slope * (sinks ? (float)args->window : (float)(ages[s] - lag));
+            logits[s] -= slope * (sinks ? (float)args->distance : (float)(ages[s] - lag));
         }
     }
 }

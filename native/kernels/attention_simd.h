@@ -592,7 +592,7 @@ static __attribute__((noinline)) void shape_panel(const attend_args *args, bool 
     for (int64_t r = 0; r < n; r++, logits += BLOCK_SLOTS) {
         const int64_t token = (row0 + r) / args->rows_per_token, head = (row0 + r) % args->rows_per_token;
         const vi lag = vi_all((int32_t)(args->newest - (args->first_pos + token)));
-        const vf slope = vf_all(biases ? args->slopes[head] : 0.0f), fixed = slope * vf_all((float)args->window);
+        const vf slope = vf_all(biases ? args->slopes[head] : 0.0f), fixed = slope * vf_all((float)args->distance);
         for (int v = 0; v < BLOCK_VECTORS; v++) {
             if ((seen[r] >> (v * LANES) & lanes) == 0) {
                 continue;

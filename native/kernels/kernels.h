@@ -52,7 +52,7 @@ enum { MATMUL_ROW_TILE = 16, MATMUL_ROWWISE_TOKENS = 8 };
  *
  * A logit is q k, then, in this order, capped and biased, each only if asked for (zero and NULL ask for nothing):
  *   softcap  logit = softcap tanh(logit / softcap)                                (Gemma 2, arXiv 2408.00118, section 2)
- *   slopes   logit = logit - slope * distance, ring: p - j, sinks: window         (ALiBi, arXiv 2108.12409, distance at most L)
+ *   slopes   logit = logit - slope * distance, ring: p - j, sinks: as told        (ALiBi, arXiv 2108.12409)
  * Distances are whole numbers until they are multiplied: rounded once if they exceed 2^24. Slopes want n_slots_used < 2^31. */
 typedef struct attend_args {
     const kv_bank *bank;
@@ -63,6 +63,7 @@ typedef struct attend_args {
     int64_t newest;       /* ring: position of the newest token stored */
     int64_t n_slots_used; /* ring: the modulus (<= bank->n_slots); sinks: tokens stored so far */
     int64_t window;       /* L */
+    int64_t distance;     /* sinks: at which they seem to be, for slopes */
     int64_t slot0, slot1; /* slots to look at, any within the bank; multiples of 64 are fastest */
     float softcap;        /* > 0, or 0: no cap */
     const float *slopes;  /* [rows_per_token] of the query rows of a token, or NULL: no bias */
@@ -126,6 +127,9 @@ typedef struct kernels {
 
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */
 lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error);
+
+/* What kv_store stored, [head_dim] each, as attention reads it. Portable: for the few slots that are moved. */
+void kv_load(const kv_bank *bank, int64_t slot, float *key, float *value);
 
 /* exp as in SiLU, and for merging parts of attention; relative error <= 2e-7, exp_f32(-inf) = 0, NaN stays NaN. */
 float exp_f32(float x);

@@ -9,6 +9,7 @@ from lmi._native import check, native, text_of
 from lmi.errors import InvalidArgument, OutOfMemory
 from lmi.formats import human_bytes, span
 from lmi.machine import KV_TYPES, PLACEMENTS, code_of
+from lmi.recall import fill, recall_of
 
 MAX_INT64 = 2**63 - 1
 MOST_DRAFT = 7  # tokens guessed ahead
@@ -22,6 +23,10 @@ class Plan:
     grows), `work_bytes` (activations, logits, scratch), `tokenizer_bytes`, their sum `total_bytes`, and `available_bytes` that
     the system can give now. `weights_mapped`: weights are pages of the file, which the system can drop and read again.
 
+    What may be kept of the middle of the text: `recall_tokens` tokens in `recall_bytes`, of which `recall_file_bytes` lie in a file
+    and the rest is part of `context_bytes` (pages are taken as it fills); a token sees at most `recall_seen` of them (of `topk`:
+    each query head).
+
     On the GPU: `device_layers` of the model, the last ones (0: none, and the rest is 0), `device_weight_bytes`,
     `device_context_bytes`, `device_work_bytes`; `device_needed_bytes` of them are still to be found there, where
     `device_available_bytes` are free. `device_note`: why the GPU does not run all layers, or "". Before a model's first session
@@ -34,6 +39,10 @@ class Plan:
     ring_slots: int
     weight_bytes: int
     context_bytes: int
+    recall_bytes: int
+    recall_file_bytes: int
+    recall_tokens: int
+    recall_seen: int
     work_bytes: int
     tokenizer_bytes: int
     total_bytes: int
@@ -88,32 +97,41 @@ class Plan:
 @dataclass(frozen=True)
 class View:
     """What the next token can attend to: tokens [0, sinks_end) and [window_begin, position). `forgotten`: tokens that were
-    read and are no longer visible in full-attention layers."""
+    read and are no longer visible in full-attention layers, nor kept; `kept`: what can be recalled of those in between;
+    `dropped`: of the forgotten, what was kept until there was no more room."""
 
     sinks_end: int
     window_begin: int
     position: int
     forgotten: int
+    kept: int = 0
+    dropped: int = 0
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
         """Visible positions as half-open ranges: one while all is visible, else two."""
         if not self.position:
             return []
-        if not self.forgotten or not self.sinks_end:
-            return [(0 if not self.forgotten else self.window_begin, self.position)]
+        gap = self.forgotten + self.kept
+        if not gap or not self.sinks_end:
+            return [(0 if not gap else self.window_begin, self.position)]
         return [(0, self.sinks_end), (self.window_begin, self.position)]
 
     def __str__(self) -> str:
         if not self.position:
             return "in view: nothing was read"
-        if not self.forgotten:
+        if not self.forgotten and not self.kept:
             return f"in view: all {self.position:,} tokens"
-        parts = " and ".join(span(*r) for r in self.ranges)
-        return f"in view: tokens {parts}; {self.forgotten:,} read and no longer visible"
+        text = f"in view: tokens {' and '.join(span(*r) for r in self.ranges)}"
+        text += f"; {self.kept:,} kept to be recalled" if self.kept else ""
+        if self.forgotten:
+            text += f"; {self.forgotten:,} read and no longer visible"
+            text += f" ({self.dropped:,} dropped for room)" if self.dropped else ""
+        return text
 
     def as_dict(self) -> dict:
-        return {"in_view": [list(r) for r in self.ranges], "position": self.position, "forgotten": self.forgotten}
+        values = {"in_view": [list(r) for r in self.ranges], "position": self.position, "forgotten": self.forgotten}
+        return {**values, "kept": self.kept, "dropped": self.dropped} if self.kept or self.dropped else values
 
 
 def integer(value, what: str, low: int, high: int = MAX_INT64) -> int:
@@ -146,8 +164,15 @@ def session_options(
     all_logits=False,
     importance=False,
     draft=0,
+    recall=None,
+    recall_budget=None,
+    recall_layer=None,
+    recall_distance=None,
+    recall_decay=None,
+    recall_folder=None,
 ):
-    """A filled `lmi_session_options`. None means the library's default; `placement` None: contiguous for many sinks."""
+    """A filled `lmi_session_options`, and what must live as long as it is used. None means the library's default; `placement`
+    None: contiguous for many sinks."""
     ffi, lib = native()
     o = ffi.new("lmi_session_options *")
     lib.lmi_session_options_default(o)
@@ -166,7 +191,17 @@ def session_options(
     o.all_logits = 1 if all_logits else 0
     o.importance = 1 if importance else 0
     o.draft = integer(draft, "draft", 0, MOST_DRAFT)
-    return o
+    kept = fill(
+        o.recall,
+        ffi,
+        recall_of(recall),
+        budget=recall_budget,
+        layer=recall_layer,
+        distance=recall_distance,
+        decay=recall_decay,
+        folder=recall_folder,
+    )
+    return o, kept
 
 
 def plan_from(c) -> Plan:
@@ -179,7 +214,8 @@ def plan_from(c) -> Plan:
 def make_plan(model_pointer, **options) -> Plan:
     ffi, lib = native()
     c, error = ffi.new("lmi_plan *"), ffi.new("lmi_error *")
-    check(lib.lmi_session_plan(model_pointer, session_options(**options), c, error), error)
+    o, _kept = session_options(**options)
+    check(lib.lmi_session_plan(model_pointer, o, c, error), error)
     return plan_from(c)
 
 
@@ -189,6 +225,8 @@ def require_memory(model_pointer, plan: Plan, **options) -> None:
     if plan.fits_system:
         return
     text = f"needs {human_bytes(plan.needed_bytes)} beside the weights, {human_bytes(plan.available_bytes)} free"
+    if 2 * (plan.recall_bytes - plan.recall_file_bytes) > plan.needed_bytes:
+        raise OutOfMemory(text, "Use a smaller --recall-budget, or --recall-folder to keep what is recalled on disk")
     window, saving = plan.window, 0
     while window > 256:  # halve until it fits; 256 is the least that is of use
         window = max(256, 1 << (window - 1).bit_length() - 1)

@@ -11,6 +11,7 @@ from lmi._native import Handle, check, native
 from lmi.generate import Event, Result, Sampling, generate
 from lmi.machine import KV_TYPES, PLACEMENTS
 from lmi.plan import Plan, View, integer, plan_from, require_memory, session_options
+from lmi.recall import KINDS, Recall
 from lmi.text import utf8_blocks
 from lmi.tokens import Reader
 
@@ -31,7 +32,7 @@ class DraftCounts(NamedTuple):
 
 
 class Snapshot:
-    """The whole timeline of a session at one point, in memory. Its size depends on the options only: `n_bytes`."""
+    """The whole timeline of a session at one point, in memory: `n_bytes` of it."""
 
     def __init__(self, data: bytearray, position: int):
         self._data = data
@@ -56,7 +57,7 @@ class Session(Handle):
         ffi, lib = native()
         self._error = ffi.new("lmi_error *")
         self.model = model
-        c = session_options(**options)
+        c, _kept = session_options(**options)
         out, plan = ffi.new("lmi_session **"), ffi.new("lmi_plan *")
         with model.use() as m:
             if model.info.vocab_only:
@@ -276,7 +277,7 @@ class Session(Handle):
         c = ffi.new("lmi_view *")
         with self._use as s:
             lib.lmi_session_get_view(s, c)
-        return View(c.sinks_end, c.window_begin, c.position, c.forgotten)
+        return View(c.sinks_end, c.window_begin, c.position, c.forgotten, c.kept, c.dropped)
 
     in_view = view
 
@@ -306,7 +307,8 @@ class Session(Handle):
 
     @property
     def state_bytes(self) -> int:
-        """Size of a snapshot or state file: depends on the options only, not on how much was read."""
+        """Size of a snapshot or state file: depends on the options only, not on how much was read; with `recall`, also on how
+        much is kept by now."""
         with self._use as s:
             return native()[1].lmi_session_state_size(s)
 
@@ -362,7 +364,7 @@ def state_options(path: str | os.PathLike) -> dict:
     c, error = ffi.new("lmi_session_options *"), ffi.new("lmi_error *")
     lib.lmi_session_options_default(c)
     check(lib.lmi_state_file_options(os.fsencode(path), c, error), error)
-    return {
+    options = {
         "window": c.window,
         "sinks": c.sinks,
         "kv_type": KV_TYPES[c.kv_type],
@@ -370,3 +372,8 @@ def state_options(path: str | os.PathLike) -> dict:
         "chunk": c.chunk,
         "rollback": c.rollback,
     }
+    r = c.recall
+    if r.kind:
+        options["recall"] = Recall(KINDS[r.kind], r.n, r.block)
+        options.update(recall_budget=r.budget, recall_layer=r.layer, recall_distance=r.distance, recall_decay=r.decay)
+    return options

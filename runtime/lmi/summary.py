@@ -88,7 +88,12 @@ def plan_lines(model, plan, *, prompt: str, template: str) -> list[str]:
 
 def context_text(plan) -> str:
     first = f"first {plan.sinks:,} + " if plan.sinks else ""
-    return f"{first}last {plan.window:,} tokens, any length"
+    text = f"{first}last {plan.window:,} tokens, any length"
+    if plan.recall_bytes:
+        where = "on disk" if plan.recall_file_bytes else "of it"
+        kept = f"{plan.recall_tokens:,} kept, up to {human_bytes(plan.recall_bytes)} {where}"
+        text += f"; recalls {plan.recall_seen:,} of {kept}"
+    return text
 
 
 def account_lines(stats, reason: str) -> list[str]:

@@ -120,6 +120,7 @@ int32_t internals_attend(int32_t isa, const void *handle, int32_t sinks, const f
                               .newest = newest,
                               .n_slots_used = n_slots_used,
                               .window = window,
+                              .distance = window,
                               .slot0 = slot0,
                               .slot1 = slot1,
                               .softcap = softcap,

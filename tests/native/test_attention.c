@@ -114,7 +114,7 @@ static bool oracle(const fixture *f, const attend_args *a, bool sinks, const int
                 units[s] += 8 * fabs(logits[s]);
             }
             if (a->slopes != NULL) {
-                const double distance = (double)(sinks ? a->window : p - tokens[s]);
+                const double distance = (double)(sinks ? a->distance : p - tokens[s]);
                 const double bias = (double)a->slopes[row % a->rows_per_token] * distance;
                 logits[s] -= bias;
                 units[s] += 2 * bias;
@@ -332,6 +332,7 @@ static void sink_case(const kernels *k, lmi_kv_type type, int32_t d, int64_t sin
                            .first_pos = first_pos,
                            .n_slots_used = sinks,
                            .window = window,
+                           .distance = (first_pos + window) / 2 + 1,
                            .slot1 = sinks};
     compare_forms(k, &f, a, true, seed);
     fixture_close(&f);

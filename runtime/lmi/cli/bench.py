@@ -9,7 +9,7 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Interrupted
-from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, model_name, quant_name
@@ -34,9 +34,10 @@ COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "GB/s
     help="Form of the table.",
 )
 @session_options
+@recall_options
 @model_options
 @output_options
-def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, sinks, kv_type, chunk, **opening):
+def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, sinks, kv_type, chunk, recalling, **opening):
     """Measure reading and writing speed, at any depth.
 
     \b
@@ -53,7 +54,7 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
     table = _Table(console, output)
     with Interrupts() as stop, open_model(model, console, **opening) as m:
         options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
-        options = {k: v for k, v in options.items() if v is not None}
+        options = {k: v for k, v in options.items() if v is not None} | recalling
         info, size = m.info, m.plan(**options)
         console.note(f"context {context_text(size)}, {human_bytes(size.keys_and_values_bytes)} {kv_type}")
         fixed = {

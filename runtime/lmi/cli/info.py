@@ -8,7 +8,7 @@ import json
 import click
 
 from lmi import errors
-from lmi.cli.options import model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.options import model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, device_lines, device_text, info_lines, quant_name, tensor_mix
@@ -23,9 +23,10 @@ SHOWN = 8  # elements of an array
 @click.option("--template", "show_template", is_flag=True, help="Only the chat template, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @session_options
+@recall_options
 @model_options
 @output_options
-def info(model, console, show_metadata, show_tensors, show_template, as_json, window, sinks, kv_type, chunk, **opening):
+def info(model, console, show_metadata, show_tensors, show_template, as_json, window, sinks, kv_type, chunk, recalling, **opening):
     """Show what a model file holds and what it would need.
 
     \b
@@ -52,7 +53,7 @@ def info(model, console, show_metadata, show_tensors, show_template, as_json, wi
         plan = None
         if not m.info.vocab_only:
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
-            plan = m.plan(**{k: v for k, v in options.items() if v is not None})
+            plan = m.plan(**{k: v for k, v in options.items() if v is not None}, **recalling)
         if as_json:
             console.line(json.dumps(_record(m, mix, plan, show_metadata, show_tensors), ensure_ascii=False))
             return

@@ -105,6 +105,63 @@ def session_options(function):
     )
 
 
+class RecallKind(click.ParamType):
+    """blocks:8x32, surprise:256, topk:5."""
+
+    name = "kind[:n[xb]]"
+
+    def convert(self, value, param, ctx):
+        from lmi.recall import recall_of
+
+        try:
+            return recall_of(value)
+        except InvalidArgument as e:
+            self.fail(f"{e.message}. {e.remedy}.", param, ctx)
+
+
+class Size(click.ParamType):
+    """Bytes: 1000000, 512M, 1.5G."""
+
+    name = "size"
+
+    def convert(self, value, param, ctx):
+        from lmi.recall import size_of
+
+        try:
+            return size_of(value)
+        except InvalidArgument as e:
+            self.fail(f"{e.message}. {e.remedy}.", param, ctx)
+
+
+def recall_options(function):
+    """What becomes of tokens that left the window; gives the command a dict `recalling` of what was given."""
+
+    @functools.wraps(function)
+    def gathered(*args, **kwargs):
+        given = {name: kwargs.pop(name) for name in [*kwargs] if name == "recall" or name.startswith("recall_")}
+        return function(*args, recalling={k: v for k, v in given.items() if v is not None}, **kwargs)
+
+    return _all(
+        gathered,
+        [
+            click.option(
+                "--recall",
+                type=RecallKind(),
+                help="Look up what left the window: blocks:NxB, surprise:M or topk:K. [default: it is forgotten]",
+            ),
+            click.option("--recall-budget", type=Size(), help="Most that blocks and topk may keep. [default: 1G]"),
+            click.option("--recall-folder", type=click.Path(), help="Keep it in a nameless file there, not in memory."),
+            click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
+            click.option("--recall-distance", type=click.IntRange(1), help="Where it seems to be. [default: half a window]"),
+            click.option(
+                "--recall-decay",
+                type=click.FloatRange(0, 1, min_open=True),
+                help="What surprise counts a window later. [default: 0.9]",
+            ),
+        ],
+    )
+
+
 def output_options(function=None, *, quiet: tuple[str, ...] = ("-q", "--quiet")):
     """-q, -v, --color, --debug; gives the command a `console`. `quiet`: names of that option, where -q is something else."""
     if function is None:

@@ -15,6 +15,7 @@ from lmi.cli.options import (
     open_model,
     open_text,
     output_options,
+    recall_options,
     session_options,
     window_tokens,
 )
@@ -34,9 +35,10 @@ from lmi.summary import context_text
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @session_options
+@recall_options
 @model_options
 @output_options
-def perplexity(model, file, console, max_tokens, last, every, on_error, as_json, window, sinks, kv_type, chunk, **opening):
+def perplexity(model, file, console, max_tokens, last, every, on_error, as_json, window, sinks, kv_type, chunk, recalling, **opening):
     """Measure how well a model predicts a text, by position.
 
     \b
@@ -56,7 +58,7 @@ def perplexity(model, file, console, max_tokens, last, every, on_error, as_json,
         with open_model(model, console, **opening) as m:
             text.check()
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
-            options = {k: v for k, v in options.items() if v is not None}
+            options = {k: v for k, v in options.items() if v is not None} | recalling
             progress = Progress(console, "reading", text.size)
 
             def show(session, report):

@@ -12,7 +12,7 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Console, Interrupted, Progress
-from lmi.cli.options import OPENING, model_argument, model_options, open_model, output_options, session_options, window_tokens
+from lmi.cli.options import OPENING, model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.generate import Sampling, Stats, generate
@@ -60,6 +60,7 @@ SAMPLING = {
 @click.option("--repeat-last-n", type=int, help="Tokens that penalties look back at. [default: 64]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the random numbers. [default: random, and printed]")
 @session_options
+@recall_options
 @click.option(
     "--draft",
     type=click.Choice(["none", "ngram"]),
@@ -240,7 +241,7 @@ class Run:
         window = window_tokens(self.model, o["window"], o["sinks"])
         given = {"window": window, "sinks": o["sinks"], "kv_type": o["kv_type"], "chunk": o["chunk"]}
         given["draft"] = MOST_DRAFT if o["draft"] == "ngram" else None
-        options = {k: v for k, v in given.items() if v is not None}
+        options = {k: v for k, v in given.items() if v is not None} | o["recalling"]
         if o["load_state"]:
             return {**state_options(o["load_state"]), **options}
         if prompt.head and o["sinks"] is None:

@@ -1,0 +1,361 @@
+/* What is kept of the middle, on the CPU: storing what leaves the window, choosing, attending.
+ *
+ * A key in the ring is turned by its position. When its token leaves the window the rotation is taken off once, by the exact phase,
+ * and it is stored as sinks are: turned to position 0. Queries meet such keys turned to one distance, so they all seem to lie there.
+ * All of a layer's work for one kv head is one unit's: heads share nothing but the time at which a block was last chosen. */
+#include <math.h>
+#include <string.h>
+
+#include "backend/cpu.h"
+
+static const middle_shape *shape_of(const backend_context *c) { return &c->shape.middle; }
+
+static uint64_t bank_bytes_of(const model_spec *spec, lmi_kv_type type, int64_t n_tokens) {
+    return kv_bank_bytes(type, spec->head_dim, kv_round_slots(n_tokens));
+}
+
+uint64_t recall_slot_bytes(const model_spec *spec, lmi_kv_type type, int64_t n_layers, int64_t block) {
+    const uint64_t box = (uint64_t)(2 * spec->head_dim) * sizeof(float), tree = box + box / (BOX_FAN - 1);
+    return (uint64_t)(n_layers * spec->n_kv_heads) * (bank_bytes_of(spec, type, block) + tree) + 2 * sizeof(int64_t);
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------------------- */
+
+static int64_t n_shelves_of(const backend_context *c) {
+    int64_t n = 0;
+    for (int64_t i = c->model->layer0; i < c->model->layer1; i++) {
+        n += c->shape.layers[i].recalls ? c->model->spec->n_kv_heads : 0;
+    }
+    return n;
+}
+
+uint64_t cpu_recall_store_bytes(const backend_context *c) {
+    const middle_shape *m = shape_of(c);
+    const uint64_t n_shelves = (uint64_t)n_shelves_of(c);
+    if (m->kind == LMI_RECALL_NONE) {
+        return 0;
+    }
+    return m->kind == LMI_RECALL_SURPRISE
+               ? n_shelves * bank_bytes_of(c->model->spec, c->shape.kv_type, m->n_slots)
+               : (uint64_t)m->n_slots * n_shelves * bank_bytes_of(c->model->spec, c->shape.kv_type, m->block);
+}
+
+void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
+    const middle_shape *m = shape_of(c);
+    if (m->kind == LMI_RECALL_NONE) {
+        return;
+    }
+    const model_spec *spec = c->model->spec;
+    const uint64_t n = (uint64_t)m->n_slots;
+    cpu_recall counted = {0}, *r = take(taker, 1, sizeof *r);
+    c->recall = r;
+    r = r != NULL ? r : &counted;
+    r->n_shelves = n_shelves_of(c);
+    if (m->kind == LMI_RECALL_SURPRISE) {
+        r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, m->n_slots);
+        r->surprises.n_ring = m->n_open;
+        r->surprises.surprisal = take(taker, (uint64_t)m->n_open, sizeof(float));
+        r->surprises.token = take(taker, n, sizeof(int64_t));
+        r->surprises.rank = take(taker, n, sizeof(double));
+        r->surprises.moves = take(taker, (uint64_t)c->shape.chunk, sizeof(middle_move));
+        r->surprises.runs = take(taker, n / 2 + 1, sizeof(slot_range));
+        return;
+    }
+    r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, m->block);
+    r->blocks.block = take(taker, n, sizeof(int64_t));
+    r->blocks.chosen = take(taker, n, sizeof(*r->blocks.chosen));
+    r->blocks.slot = take(taker, (uint64_t)m->n_open, sizeof(int64_t));
+    const uint64_t n_trees = m->kind == LMI_RECALL_BLOCKS ? (uint64_t)r->n_shelves : 0;
+    r->boxes = take(taker, n_trees, sizeof *r->boxes);
+    for (uint64_t i = 0; i < n_trees; i++) {
+        float *memory = take(taker, (uint64_t)boxes_floats(spec->head_dim, m->n_slots), sizeof(float));
+        if (r->boxes != NULL && memory != NULL) {
+            r->boxes[i] = boxes_at(memory, spec->head_dim, m->n_slots);
+        }
+    }
+}
+
+/* More than what is chosen in the end: a box around many keys promises more than one around few. */
+static int64_t beam_of(const middle_shape *m) { return m->n + 16; }
+
+void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker) {
+    const middle_shape *m = shape_of(c);
+    const bool picks = m->kind == LMI_RECALL_TOPK || m->kind == LMI_RECALL_BLOCKS;
+    worker->picks = take(taker, picks ? (uint64_t)m->n : 0, sizeof(pick));
+    worker->look = take(taker, picks ? 3 * (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
+    worker->beams = take(taker, m->kind == LMI_RECALL_BLOCKS ? 2 * (uint64_t)beam_of(m) : 0, sizeof(pick));
+    const bool few = m->kind == LMI_RECALL_TOPK;
+    worker->few = take(taker, few ? bank_bytes_of(c->model->spec, c->shape.kv_type, m->n) : 0, 1);
+}
+
+/* ---- a chunk -------------------------------------------------------------------------------------------------------------- */
+
+static int64_t first_of(const backend_context *c) { return c->chunk->first; }
+
+lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
+    cpu_recall *r = c->recall;
+    if (r == NULL) {
+        return LMI_OK;
+    }
+    const middle_shape *m = shape_of(c);
+    const int64_t first = first_of(c), n = c->chunk->n_tokens;
+    if (first == 0) { /* another text: what is there must not be taken for blocks of it */
+        r->blocks.n_used = r->blocks.n_dropped = r->surprises.n_used = 0;
+    }
+    for (int i = 0; i < c->n_turns; i++) {
+        const turn_set *turns = &c->turns[i];
+        if (turns->turn_recall == NULL) {
+            continue;
+        }
+        const int64_t stride = c->model->spec->n_rot;
+        const float magnitude = turns->rope->magnitude;
+        const token_range leaving = middle_leaving(m, first, n);
+        rope_row(turns->rope, m->distance, turns->turn_recall);
+        for (int64_t j = leaving.begin; j < leaving.end; j++) {
+            float *row = turns->turn_back + (j - leaving.begin) * stride;
+            rope_row(turns->rope, c->chunk->start + j, row);
+            for (int64_t pair = 0; pair < stride / 2; pair++) { /* position 0 keeps the magnitude */
+                row[2 * pair] /= magnitude;
+                row[2 * pair + 1] /= -magnitude;
+            }
+        }
+    }
+    if (m->kind == LMI_RECALL_SURPRISE) {
+        middle_rank(&r->surprises, m, first, n);
+        return LMI_OK;
+    }
+    return middle_begin(&r->blocks, m, first, n, error);
+}
+
+static int64_t shelf_of(const backend_context *c, int64_t kv_head) { return c->layers[c->step->layer].shelf + kv_head; }
+
+static kv_bank bank_of(const backend_context *c, int64_t shelf, int64_t slot) {
+    const cpu_recall *r = c->recall;
+    const bool one = shape_of(c)->kind == LMI_RECALL_SURPRISE;
+    const int64_t n_tokens = kv_round_slots(one ? shape_of(c)->n_slots : shape_of(c)->block);
+    uint8_t *at = (uint8_t *)r->store.bytes + (size_t)(slot * r->n_shelves + shelf) * r->bank_bytes;
+    return kv_bank_at(at, c->shape.kv_type, (int32_t)c->model->spec->head_dim, n_tokens);
+}
+
+/* ---- storing -------------------------------------------------------------------------------------------------------------- */
+
+/* The token leaves the ring of the step's layer for a slot of `bank`. */
+static void move_token(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, const kv_bank *bank,
+                       int64_t slot) {
+    const model_spec *spec = c->model->spec;
+    const kernels *k = c->model->kernels;
+    const cpu_layer *layer = &c->layers[c->step->layer];
+    float *key = worker->key, *value = worker->key + spec->head_dim;
+    kv_load(&layer->rings[kv_head], ring_slot(token, c->shape.layers[c->step->layer].capacity), key, value);
+    if (layer->turns != NULL) {
+        const int64_t row = token - middle_leaving(shape_of(c), first_of(c), c->chunk->n_tokens).begin;
+        k->rope(key, 1, spec->head_dim, spec->n_rot, layer->turns->turn_back + row * spec->n_rot, spec->arch->pairing);
+    }
+    k->kv_store[c->shape.kv_type](bank, slot, key, value);
+}
+
+void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker) {
+    const boxes *b = &c->recall->boxes[shelf];
+    const kv_bank bank = bank_of(c, shelf, slot);
+    boxes_clear(b, slot);
+    for (int64_t i = 0; i < shape_of(c)->block; i++) {
+        kv_load(&bank, i, worker->key, worker->key + b->d);
+        boxes_add(b, slot, worker->key);
+    }
+    boxes_close(b, slot, c->recall->blocks.n_used);
+}
+
+void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
+    const middle_shape *m = shape_of(c);
+    if (m->kind == LMI_RECALL_SURPRISE) {
+        return;
+    }
+    const int64_t shelf = shelf_of(c, kv_head);
+    const token_range leaving = middle_leaving(m, first_of(c), c->chunk->n_tokens);
+    for (int64_t j = leaving.begin; j < leaving.end; j++) {
+        const int64_t at = (j - m->sinks) % m->block;
+        const int64_t slot = middle_slot(&c->recall->blocks, m, (j - m->sinks) / m->block);
+        const kv_bank bank = bank_of(c, shelf, slot);
+        move_token(c, j, kv_head, worker, &bank, at);
+        if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
+            cpu_recall_enclose(c, shelf, slot, worker);
+        }
+    }
+}
+
+void cpu_recall_settle(backend_context *c, int64_t kv_head, cpu_worker *worker) {
+    if (shape_of(c)->kind != LMI_RECALL_SURPRISE) {
+        return;
+    }
+    const middle_surprises *s = &c->recall->surprises;
+    const kv_bank bank = bank_of(c, shelf_of(c, kv_head), 0);
+    for (int64_t i = 0; i < s->n_moves; i++) {
+        move_token(c, s->moves[i].token, kv_head, worker, &bank, s->moves[i].slot);
+    }
+}
+
+/* ---- choosing ------------------------------------------------------------------------------------------------------------- */
+
+static float dot(const float *x, const float *y, int64_t n) {
+    float sums[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int64_t j = 0; j < 8; j++) {
+            sums[j] += x[i + j] * y[i + j];
+        }
+    }
+    float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    for (; i < n; i++) {
+        sum += x[i] * y[i];
+    }
+    return sum;
+}
+
+/* Of blocks that were whole when the token at `index` was read, those that the rows look for most. */
+static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, const float *q, int64_t n_rows, cpu_worker *worker) {
+    const middle_shape *m = shape_of(c);
+    middle_blocks *blocks = &c->recall->blocks;
+    const int64_t d = c->model->spec->head_dim, n_whole = middle_size(m, index) / m->block;
+    memset(worker->look, 0, (size_t)d * sizeof(float));
+    for (int64_t r = 0; r < n_rows; r++) {
+        c->model->kernels->add(worker->look, q + r * d, d);
+    }
+    boxes_query(worker->look, d, worker->look + d);
+    return boxes_find(&c->recall->boxes[shelf], worker->look + d, blocks->n_used, blocks->block, n_whole, m->n, worker->picks,
+                      beam_of(m), worker->beams);
+}
+
+/* Of all tokens of the middle, those that one query looks for most; none where there are fewer than K. */
+static int64_t choose_tokens(const backend_context *c, int64_t shelf, int64_t index, const float *q, cpu_worker *worker) {
+    const middle_shape *m = shape_of(c);
+    const int64_t d = c->model->spec->head_dim, n_tokens = middle_size(m, index);
+    int64_t n = 0;
+    if (n_tokens < m->n) {
+        return 0;
+    }
+    for (int64_t s = 0; s < c->recall->blocks.n_used; s++) {
+        const kv_bank bank = bank_of(c, shelf, s);
+        const int64_t left = n_tokens - c->recall->blocks.block[s] * m->block;
+        for (int64_t i = 0; i < m->block && i < left; i++) {
+            kv_load(&bank, i, worker->key, worker->key + d);
+            n = pick_better(worker->picks, n, m->n, (pick){dot(q, worker->key, d), (int32_t)i, s});
+        }
+    }
+    return n;
+}
+
+/* ---- attending ------------------------------------------------------------------------------------------------------------ */
+
+bool cpu_recall_sees(const backend_context *c, int64_t layer, int64_t n_read) {
+    return c->layers[layer].shelf >= 0 && middle_size(shape_of(c), n_read) > 0;
+}
+
+typedef struct view {
+    attend_args args;
+    attend_kernel *attend;
+} view;
+
+/* A block shows each row the tokens that are out of its window. */
+static void attend_block(const backend_context *c, view *v, int64_t shelf, int64_t slot, int64_t first) {
+    const middle_shape *m = shape_of(c);
+    const kv_bank bank = bank_of(c, shelf, slot);
+    v->args.bank = &bank;
+    v->args.first_pos = first - m->sinks - c->recall->blocks.block[slot] * m->block;
+    v->args.window = m->window;
+    v->args.n_slots_used = m->block;
+    v->args.slot0 = 0;
+    v->args.slot1 = m->block;
+    v->attend(&v->args);
+}
+
+static void attend_blocks(backend_context *c, view *v, int64_t shelf, int64_t first, int64_t n, cpu_worker *worker) {
+    const middle_shape *m = shape_of(c);
+    middle_blocks *blocks = &c->recall->blocks;
+    const int64_t n_picks = choose_blocks(c, shelf, first, v->args.q, v->args.n_rows, worker);
+    for (int64_t i = 0; i < n_picks; i++) {
+        atomic_store_explicit(&blocks->chosen[worker->picks[i].slot], first_of(c), memory_order_relaxed);
+        attend_block(c, v, shelf, worker->picks[i].slot, first);
+    }
+    /* What has left the window and is not yet a whole block is always seen. */
+    const int64_t n_left = middle_size(m, first + n - 1);
+    for (int64_t b = middle_size(m, first) / m->block; b * m->block < n_left; b++) {
+        attend_block(c, v, shelf, middle_slot(blocks, m, b), first);
+    }
+}
+
+/* Each query head of one token sees tokens of its own. */
+static void attend_tokens(const backend_context *c, view *v, int64_t shelf, int64_t index, cpu_worker *worker) {
+    const middle_shape *m = shape_of(c);
+    const int64_t d = c->model->spec->head_dim;
+    const kv_bank few = kv_bank_at(worker->few, c->shape.kv_type, (int32_t)d, kv_round_slots(m->n));
+    const attend_args all = v->args;
+    for (int64_t h = 0; h < all.n_rows; h++) {
+        const int64_t n = choose_tokens(c, shelf, index, all.q + h * d, worker);
+        for (int64_t i = 0; i < n; i++) {
+            const kv_bank bank = bank_of(c, shelf, worker->picks[i].slot);
+            kv_load(&bank, worker->picks[i].lane, worker->key, worker->key + d);
+            c->model->kernels->kv_store[c->shape.kv_type](&few, i, worker->key, worker->key + d);
+        }
+        v->args.bank = &few;
+        v->args.q = all.q + h * d;
+        v->args.slopes = all.slopes != NULL ? all.slopes + h : NULL;
+        v->args.m = all.m + h;
+        v->args.z = all.z + h;
+        v->args.o = all.o + h * d;
+        v->args.n_rows = v->args.rows_per_token = 1;
+        v->args.first_pos = n; /* and a window of 1: all of them are seen */
+        v->args.window = 1;
+        v->args.n_slots_used = v->args.slot1 = n;
+        v->attend(&v->args);
+    }
+}
+
+static void attend_surprises(const backend_context *c, view *v, int64_t shelf) {
+    const middle_surprises *s = &c->recall->surprises;
+    const kv_bank bank = bank_of(c, shelf, 0);
+    v->args.bank = &bank;
+    v->args.first_pos = s->n_used;
+    v->args.window = 1;
+    v->args.n_slots_used = s->n_used;
+    for (int64_t i = 0; i < s->n_runs; i++) {
+        v->args.slot0 = s->runs[i].begin;
+        v->args.slot1 = s->runs[i].end;
+        v->attend(&v->args);
+    }
+}
+
+void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, float *q, float *m,
+                       float *z, float *o) {
+    const model_spec *spec = c->model->spec;
+    const turn_set *turns = c->layers[c->step->layer].turns;
+    const int64_t shelf = shelf_of(c, kv_head), first = first_of(c) + token;
+    cpu_load_queries(c, token, n, kv_head, worker, turns != NULL ? turns->turn_recall : NULL, 0, q);
+    view v = {
+        .args = {.q = q,
+                 .n_rows = n * c->group,
+                 .rows_per_token = c->group,
+                 .distance = shape_of(c)->distance,
+                 .m = m,
+                 .z = z,
+                 .o = o,
+                 .softcap = spec->attention_softcap,
+                 .slopes = c->slopes != NULL ? c->slopes + kv_head * c->group : NULL,
+                 .scratch = worker->attend_scratch},
+        .attend = c->model->kernels->attend_sinks[c->shape.kv_type],
+    };
+    switch (shape_of(c)->kind) {
+    case LMI_RECALL_BLOCKS:
+        attend_blocks(c, &v, shelf, first, n, worker);
+        break;
+    case LMI_RECALL_SURPRISE:
+        attend_surprises(c, &v, shelf);
+        break;
+    case LMI_RECALL_TOPK:
+        if (c->chunk->n_tokens == 1) {
+            attend_tokens(c, &v, shelf, first, worker);
+        }
+        break;
+    case LMI_RECALL_NONE:
+        break;
+    }
+}

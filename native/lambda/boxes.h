@@ -1,0 +1,46 @@
+/* Finding blocks of keys by what they can contain at most.
+ *
+ * A block's box is the largest and the smallest of its keys in every dimension; no key k in it has a larger product with q than
+ *   bound(q, box) = sum over i of max(q_i smallest_i, q_i largest_i)
+ * (Quest, arXiv 2406.10774, section 3.2). Boxes of 16 blocks have a box around them, and so on: a tree, whose search looks at a
+ * few thousand of a million boxes. It keeps the best `beam` at every level: a box that holds a good block has a good bound, though
+ * of many that do, some may be lost. */
+#ifndef LMI_LAMBDA_BOXES_H
+#define LMI_LAMBDA_BOXES_H
+
+#include <stdint.h>
+
+/* The best of what has been seen so far. */
+typedef struct pick {
+    float score;
+    int32_t lane; /* the chooser's own */
+    int64_t slot;
+} pick;
+
+/* picks[n], the best first, takes a better one in; of equals the earlier stays. Returns how many there are, at most `most`. */
+int64_t pick_better(pick *picks, int64_t n, int64_t most, pick candidate);
+
+enum { BOX_FAN = 16, BOX_LEVELS = 12 };
+
+typedef struct boxes {
+    int64_t d;
+    int n_levels;
+    int64_t n[BOX_LEVELS];    /* boxes of a level; n[0]: slots */
+    float *level[BOX_LEVELS]; /* [n][2][d]: largest, smallest */
+} boxes;
+
+int64_t boxes_floats(int64_t d, int64_t n_slots); /* memory that it takes */
+boxes boxes_at(float *memory, int64_t d, int64_t n_slots);
+
+/* The box of a slot anew: cleared, then every key of the block, then the boxes around it; slots from n_used on are empty. */
+void boxes_clear(const boxes *b, int64_t slot);
+void boxes_add(const boxes *b, int64_t slot, const float *key);
+void boxes_close(const boxes *b, int64_t slot, int64_t n_used);
+
+/* query[2 d] for q[d]. */
+void boxes_query(const float *q, int64_t d, float *query);
+/* The up to n slots below n_used with number[slot] < limit that have the best bounds, into picks[n]; beams[2 * beam] is work space. */
+int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n, pick *picks,
+                   int64_t beam, pick *beams);
+
+#endif
