@@ -62,8 +62,8 @@ static void load_queries(const backend_context *c, int64_t token, int64_t kv_hea
     }
 }
 
-void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, const float *turn,
-                      int64_t stride, float *q) {
+void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker,
+                      const float *turn, int64_t stride, float *q) {
     const model_spec *spec = c->model->spec;
     const int64_t width = c->group * spec->head_dim;
     for (int64_t t = 0; t < n; t++) {

@@ -39,11 +39,11 @@ token_range middle_leaving(const middle_shape *shape, int64_t first, int64_t n);
 /* ---- blocks: block b holds tokens G + b B .. G + (b + 1) B - 1 --------------------------------------------------------- */
 
 typedef struct middle_blocks {
-    int64_t n_used;    /* slots that were ever taken: the first ones */
-    int64_t n_dropped; /* blocks that gave way to others */
-    int64_t *block;    /* [n_slots] that lies there */
+    int64_t n_used;          /* slots that were ever taken: the first ones */
+    int64_t n_dropped;       /* blocks that gave way to others */
+    int64_t *block;          /* [n_slots] that lies there */
     _Atomic int64_t *chosen; /* [n_slots] index of the chunk that last chose it, or with which it was begun */
-    int64_t *slot;     /* [n_open] of block b at b % n_open */
+    int64_t *slot;           /* [n_open] of block b at b % n_open */
 } middle_blocks;
 
 /* Slots for the blocks that the chunk's leaving tokens begin. When there is no room, that of the block that was not chosen for
