@@ -14,8 +14,8 @@ typedef struct turn_set {
     const rope_table *rope;
     const layer_context *with_sinks; /* a layer of the set that has sinks, or NULL */
     float *turn;                     /* [chunk][n_rot/2][2]: at each token's position */
-    float *turn_sink;     /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
-    float *turn_sink_key; /* the same for keys that become sinks */
+    float *turn_sink;                /* the same for queries over sinks: one row where the placement is ceiling, else [chunk] */
+    float *turn_sink_key;            /* the same for keys that become sinks */
 } turn_set;
 
 typedef struct cpu_layer {
