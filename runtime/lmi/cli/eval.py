@@ -27,9 +27,9 @@ from lmi.formats import duration, human_bytes, span
 from lmi.machine import KV_TYPES
 
 
-@click.group("eval", short_help="Compare kinds of attention at any length: prediction, recall, speed.")
+@click.group("eval", short_help="Compare kinds of attention: prediction, retrieval, speed.")
 def eval():
-    """Compare kinds of attention at any length: prediction, recall, speed.
+    """Compare kinds of attention: prediction, retrieval, speed.
 
     \b
       lmi eval perplexity model.gguf book.txt --until 16k --setting all

@@ -51,9 +51,11 @@ def _perplexity(figure, record: dict) -> None:
     for result in record["results"]:
         rows = [r for r in result["curve"] or result["buckets"] if r["nll"] is not None]
         places = [(r["begin"] + r["end"]) / 2 for r in rows]
-        axes.plot(places, [r["nll"] for r in rows], label=result["setting"], linewidth=1.4)
+        wide = result["kind"] == "lambda"  # and behind: what lies on it is seen
+        axes.plot(places, [r["nll"] for r in rows], label=result["setting"], linewidth=3 if wide else 1.2, zorder=2 - wide)
     _mark_trained(axes, record)
-    axes.set(xlabel="position (tokens)", ylabel="NLL (nats per token)", title=_title(record), xscale="log")
+    axes.set(ylabel="NLL (nats per token)", title=_title(record))
+    _tokens_along(axes, "position (tokens)")
     axes.legend()
 
 
@@ -72,12 +74,24 @@ def _retrieval(figure, record: dict) -> None:
             lengths, [r["in_window"] for r in rows], color=color, linestyle=":", linewidth=1, label=f"{name}: in the window"
         )
     _mark_trained(axes, record)
-    axes.set(xlabel="length (tokens)", ylabel="share of right answers", title=_title(record), xscale="log", ylim=(-0.03, 1.03))
+    axes.set(ylabel="share of right answers", title=_title(record), ylim=(-0.03, 1.03))
+    _tokens_along(axes, "length (tokens)")
     axes.legend()
 
 
 def _mark_trained(axes, record: dict) -> None:
     axes.axvline(record["model"]["trained_context"], color="grey", linestyle="--", linewidth=0.8)
+
+
+def _tokens_along(axes, label: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(xlabel=label, xscale="log")
+    low, high = axes.get_xlim()
+    few = high / low < 300
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n / 1e6:,g}M" if n >= 1e6 else f"{n / 1000:,g}k" if n >= 1000 else f"{n:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _speed(figure, record: dict) -> None:
@@ -93,6 +107,7 @@ def _speed(figure, record: dict) -> None:
         for name, sides in lines.items():
             points = [(max(depth, 1), side[key] / unit) for depth, side in sides if side[key] is not None]
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker="o", linewidth=1.4)
-        axes.set(xlabel="depth (tokens)", ylabel=label, xscale="log")
+        axes.set(ylabel=label)
         axes.set_ylim(bottom=0)
+        _tokens_along(axes, "depth (tokens)")
     axes.legend()
