@@ -63,11 +63,12 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     if (o->kv_type < LMI_KV_F16 || o->kv_type > LMI_KV_F32) {
         return fail(error, LMI_INVALID_ARGUMENT, "kv_type %d is not known", (int)o->kv_type);
     }
-    if (o->placement != LMI_PLACEMENT_CEILING && o->placement != LMI_PLACEMENT_CONTIGUOUS) {
+    if (o->placement < LMI_PLACEMENT_CEILING || o->placement > LMI_PLACEMENT_TRUE) {
         return fail(error, LMI_INVALID_ARGUMENT, "placement %d is not known", (int)o->placement);
     }
-    if (o->placement == LMI_PLACEMENT_CONTIGUOUS && spec->arch->alibi) {
-        fail(error, LMI_UNSUPPORTED, "the contiguous placement needs rotary positions; this model has ALiBi");
+    if (o->placement != LMI_PLACEMENT_CEILING && spec->arch->alibi) {
+        fail(error, LMI_UNSUPPORTED, "the %s placement needs rotary positions; this model has ALiBi",
+             o->placement == LMI_PLACEMENT_TRUE ? "true" : "contiguous");
         remedy(error, "Use the ceiling placement.");
         return LMI_UNSUPPORTED;
     }

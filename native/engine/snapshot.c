@@ -240,7 +240,10 @@ static const char *kv_name(int32_t kv_type) {
 }
 
 static const char *placement_name(int32_t placement) {
-    return placement == LMI_PLACEMENT_CEILING ? "ceiling" : placement == LMI_PLACEMENT_CONTIGUOUS ? "contiguous" : NULL;
+    return placement == LMI_PLACEMENT_CEILING      ? "ceiling"
+           : placement == LMI_PLACEMENT_CONTIGUOUS ? "contiguous"
+           : placement == LMI_PLACEMENT_TRUE       ? "true"
+                                                   : NULL;
 }
 
 static const char *recall_name(int32_t recall) {

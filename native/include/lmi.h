@@ -233,7 +233,9 @@ typedef enum lmi_kv_type { LMI_KV_F16 = 0, LMI_KV_Q8_0 = 1, LMI_KV_F32 = 2 } lmi
 typedef enum lmi_placement {                            /* where the sinks seem to be once they are out of the window */
                              LMI_PLACEMENT_CEILING = 0, /* all at distance L (LM-Infinite): for up to about 100 sinks */
                              LMI_PLACEMENT_CONTIGUOUS =
-                                 1 /* in order, just before the window (StreamingLLM): for a long kept prefix */
+                                 1, /* in order, just before the window (StreamingLLM): for a long kept prefix */
+                             LMI_PLACEMENT_TRUE =
+                                 2 /* where they are, however far: for comparison, no model was trained on it */
 } lmi_placement;
 
 /* What becomes of the middle of the text: tokens that are neither sinks nor in the window any more. */

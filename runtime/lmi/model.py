@@ -302,10 +302,10 @@ class Model(Handle):
             return make_plan(m, **{**self._defaults, **options})
 
     def session(self, **options):
-        """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling" or
-        "contiguous"), all_logits, importance (for `Session.importance`), draft (tokens guessed ahead while writing, at most 7:
-        the text is the same, bit for bit, and comes sooner where it repeats what was read). Raises OutOfMemory before anything
-        is allocated if it cannot fit.
+        """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling",
+        "contiguous" or "true"), all_logits, importance (for `Session.importance`), draft (tokens guessed ahead while writing,
+        at most 7: the text is the same, bit for bit, and comes sooner where it repeats what was read). Raises OutOfMemory
+        before anything is allocated if it cannot fit.
 
         `recall`: what becomes of tokens that left the window and are no sinks, instead of being forgotten. "blocks:8x32" keeps
         them in blocks of 32 tokens; each kv head of each layer sees the 8 blocks that it looks for most. "surprise:256" keeps
