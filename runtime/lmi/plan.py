@@ -146,6 +146,8 @@ def session_options(
     all_logits=False,
     importance=False,
     draft=0,
+    all_hidden=False,
+    steer_rank=0,
 ):
     """A filled `lmi_session_options`. None means the library's default; `placement` None: contiguous for many sinks."""
     ffi, lib = native()
@@ -166,6 +168,8 @@ def session_options(
     o.all_logits = 1 if all_logits else 0
     o.importance = 1 if importance else 0
     o.draft = integer(draft, "draft", 0, MOST_DRAFT)
+    o.all_hidden = 1 if all_hidden else 0
+    o.steer_rank = integer(steer_rank, "steer_rank", 0)
     return o
 
 
