@@ -220,6 +220,15 @@ class Session(Handle):
             raise errors.InvalidArgument("there is no hidden state for this row", "Open with all_hidden, and read a token")
         return self._floats(pointer, self.model.info.n_embd)
 
+    def _hidden_rows(self, n: int):
+        """The first n rows of the last chunk as one view, [n][n_embd]."""
+        n_embd = self.model.info.n_embd
+        with self._use as s:
+            last, first = native()[1].lmi_session_hidden(s, n - 1), native()[1].lmi_session_hidden(s, 0)
+        if not last:
+            raise errors.InvalidArgument(f"there are not {n:,} hidden states")
+        return self._floats(first, n * n_embd).reshape(n, n_embd)
+
     def _floats(self, pointer, n: int):
         import numpy
 

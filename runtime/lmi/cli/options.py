@@ -58,6 +58,20 @@ class Depths(click.ParamType):
         return tuple(one.convert(part.strip().replace("_", ""), param, ctx) for part in value.split(","))
 
 
+class SteerAt(click.ParamType):
+    """A file of lmi steer train, and how much of it: style.steer:1.5."""
+
+    name = "file:alpha"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        path, _, alpha = value.rpartition(":")
+        if not path:
+            self.fail(f"{value!r} lacks an alpha: {value}:1 is as trained, {value}:-1 its opposite.", param, ctx)
+        return path, click.FLOAT.convert(alpha, param, ctx)
+
+
 def _all(function, options):
     for option in reversed(options):
         function = option(function)
@@ -103,6 +117,21 @@ def session_options(function):
             click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
         ],
     )
+
+
+def steer_option(function):
+    return click.option(
+        "--steer",
+        "steers",
+        type=SteerAt(),
+        multiple=True,
+        help="Write in a style (lmi steer train), by so much; 0: not at all. Repeatable: they add up.",
+    )(function)
+
+
+def steer_record(steers) -> list[dict]:
+    """For --json: [(Steer, alpha), ...]."""
+    return [{"file": steer.path, "alpha": alpha} for steer, alpha in steers]
 
 
 def output_options(function=None, *, quiet: tuple[str, ...] = ("-q", "--quiet")):
