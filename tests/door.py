@@ -125,9 +125,12 @@ class Model:
         options.window, options.sinks, options.chunk, options.rollback = window, sinks, chunk, rollback
         options.kv_type, options.placement, options.all_logits = KV[kv], PLACEMENTS[placement], all_logits
         options.draft = draft
-        _kept = [self.ffi.new("char[]", str(v).encode()) for k, v in (recall or {}).items() if k == "folder"]
-        for name, value in (recall or {}).items():
-            setattr(options.recall, name, RECALLS.get(value, value) if name == "kind" else _kept[0] if name == "folder" else value)
+        given = dict(recall or {})
+        folder = self.ffi.new("char[]", str(given.pop("folder", "")).encode())
+        if len(folder) > 1:
+            options.recall.folder = folder
+        for name, value in given.items():
+            setattr(options.recall, name, RECALLS.get(value, value))
         place = self.ffi.new("lmi_session **")
         call(self.native, "lmi_session_open", self.pointer, options, place)
         try:

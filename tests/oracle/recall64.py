@@ -1,13 +1,13 @@
-"""A llama in float64 that recalls tokens that left its window, read chunk by chunk as a session reads; brute force throughout.
+"""A llama in float64 that recalls tokens which left its window, read chunk by chunk as a session reads: by brute force.
 
-A query at p sees, beside its window and the sinks (transformer64), some of the middle, the tokens sinks <= j <= p - window, as if
+A query at p sees, beside its window and the sinks (transformer64), some of the middle, tokens sinks <= j <= p - window, as if
 all of them were `distance` away. Which, a policy says:
-  blocks    token sinks + i is in block i // B. Up to 64 tokens of a chunk choose together what each of their kv heads sees: the N
-            blocks whose keys can have the largest product with the sum of their queries (Quest, arXiv 2406.10774, section 3.2),
-            of those that were whole before the first of them. What left and lies in no such block is seen, too. Of blocks that
-            have no room the one goes that was not chosen for longest, of two the older one.
-  surprise  M tokens at most are kept, those with the largest surprisal times decay ** (age / window). A token is kept, or not, with
-            the chunk with which it leaves, and seen from the next one on.
+  blocks    token sinks + i is in block i // B. Up to 64 tokens of a chunk choose together what each of their kv heads sees:
+            the N blocks whose keys can have the largest product with the sum of their queries (Quest, arXiv 2406.10774,
+            section 3.2), of those that were whole before the first of them. What left and lies in no such block is seen, too.
+            Of blocks that have no room the one goes that was not chosen for longest, of two the older one.
+  surprise  M tokens at most are kept, those with the largest surprisal times decay ** (age / window). A token is kept, or not,
+            with the chunk with which it leaves, and seen from the next one on.
   topk      a token that is read alone sees the K with the largest products, each head its own, from a layer on.
 """
 
