@@ -171,5 +171,5 @@ void cpu_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, 
         const int64_t left = size - b->block[s] * m->block;
         *kept += left < 0 ? 0 : left < m->block ? left : m->block;
     }
-    *dropped = b->n_dropped * m->block;
+    *dropped = size > 0 ? b->n_dropped * m->block : 0; /* an emptied session counts from the start */
 }

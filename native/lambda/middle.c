@@ -23,11 +23,13 @@ static bool is_placed(const middle_blocks *blocks, const middle_shape *shape, in
     return slot >= 0 && slot < blocks->n_used && blocks->block[slot] == block;
 }
 
-/* Blocks from `block - n_open + 1` on may be needed as they are. */
+/* Blocks from `block - n_open + 1` on may be needed as they are, where they are looked for: there are fewer of them than slots,
+ * even if a loaded state has one of them several times. */
 static int64_t give_way(const middle_blocks *blocks, const middle_shape *shape, int64_t block) {
     int64_t found = -1;
     for (int64_t s = 0; s < blocks->n_used; s++) {
-        if (blocks->block[s] > block - shape->n_open && blocks->block[s] <= block) {
+        const int64_t b = blocks->block[s];
+        if (b > block - shape->n_open && b <= block && middle_slot(blocks, shape, b) == s) {
             continue;
         }
         if (found < 0 || blocks->chosen[s] < blocks->chosen[found] ||
