@@ -37,7 +37,8 @@ typedef struct cpu_recall {
     int64_t n_shelves;
     size_t bank_bytes; /* of a slot of a shelf; SURPRISE: of the shelf */
     spill store;       /* [n_slots][n_shelves] banks; SURPRISE: [n_shelves] */
-    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by */
+    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by; of those that are not whole: empty */
+    int64_t end;       /* tokens read with the last chunk that was begun; after loading, more than can be */
 } cpu_recall;
 
 /* Which experts the tokens of the chunk go to. A slot is a (token, chosen expert); slots lie in order of experts. */
@@ -120,8 +121,8 @@ void cpu_route(backend_context *c);
 void cpu_experts(backend_context *c);
 
 /* Queries of the group for n tokens of the chunk, in cpu_attend.c: q[t * group + r] = turned by turn + t * stride (NULL: not) and scaled. */
-void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, const float *turn,
-                      int64_t stride, float *q);
+void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker,
+                      const float *turn, int64_t stride, float *q);
 
 /* What is kept of the middle, in cpu_recall.c. Memory: `take` counts or takes as in cpu.c. Then the chunk: before its steps; of one
  * kv head of the step's layer: what leaves the window is stored (keys of the chunk are in the ring by then), the tokens
@@ -131,7 +132,8 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker);
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker);
 uint64_t cpu_recall_store_bytes(const backend_context *c); /* of what is kept; the rest is taken */
 lmi_status cpu_recall_begin(backend_context *c, lmi_error *error);
-bool cpu_recall_sees(const backend_context *c, int64_t layer, int64_t n_read); /* whether anything has left its window by then */
+bool cpu_recall_sees(const backend_context *c, int64_t layer,
+                     int64_t n_read); /* whether anything has left its window by then */
 void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker);
 void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, float *q, float *m,
                        float *z, float *o);

@@ -92,6 +92,16 @@ void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_ta
 
 static int64_t first_of(const backend_context *c) { return c->chunk->first; }
 
+/* After a rewind, blocks that were whole are not, and will be of other tokens. A search must not depend on what was. */
+static void empty_boxes(const backend_context *c, int64_t n_whole) {
+    const cpu_recall *r = c->recall;
+    for (int64_t s = 0; s < r->blocks.n_used; s++) {
+        for (int64_t shelf = 0; r->blocks.block[s] >= n_whole && shelf < r->n_shelves; shelf++) {
+            boxes_empty(&r->boxes[shelf], s, r->blocks.n_used);
+        }
+    }
+}
+
 lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
     cpu_recall *r = c->recall;
     if (r == NULL) {
@@ -102,6 +112,10 @@ lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
     if (first == 0) { /* another text: what is there must not be taken for blocks of it */
         r->blocks.n_used = r->blocks.n_dropped = r->surprises.n_used = 0;
     }
+    if (r->boxes != NULL && first < r->end) {
+        empty_boxes(c, middle_size(m, first) / m->block);
+    }
+    r->end = first + n;
     for (int i = 0; i < c->n_turns; i++) {
         const turn_set *turns = &c->turns[i];
         if (turns->turn_recall == NULL) {
@@ -177,7 +191,9 @@ void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
         const int64_t slot = middle_slot(&c->recall->blocks, m, (j - m->sinks) / m->block);
         const kv_bank bank = bank_of(c, shelf, slot);
         move_token(c, j, kv_head, worker, &bank, at);
-        if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
+        if (m->kind == LMI_RECALL_BLOCKS && at == 0) {
+            boxes_empty(&c->recall->boxes[shelf], slot, c->recall->blocks.n_used);
+        } else if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
             cpu_recall_enclose(c, shelf, slot, worker);
         }
     }
@@ -212,7 +228,8 @@ static float dot(const float *x, const float *y, int64_t n) {
 }
 
 /* Of blocks that were whole when the token at `index` was read, those that the rows look for most. */
-static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, const float *q, int64_t n_rows, cpu_worker *worker) {
+static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, const float *q, int64_t n_rows,
+                             cpu_worker *worker) {
     const middle_shape *m = shape_of(c);
     middle_blocks *blocks = &c->recall->blocks;
     const int64_t d = c->model->spec->head_dim, n_whole = middle_size(m, index) / m->block;

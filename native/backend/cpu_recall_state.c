@@ -90,6 +90,7 @@ static void finish(backend_context *c) {
         return;
     }
     middle_restore(&r->blocks, &c->shape.middle);
+    r->end = INT64_MAX;
     for (int64_t shelf = 0; r->boxes != NULL && shelf < r->n_shelves; shelf++) {
         for (int64_t s = 0; s < r->blocks.n_used; s++) {
             cpu_recall_enclose(c, shelf, s, &c->workers[0]);

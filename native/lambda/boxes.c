@@ -74,6 +74,11 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
     }
 }
 
+void boxes_empty(const boxes *b, int64_t slot, int64_t n_used) {
+    memset(box(b, 0, slot), 0, (size_t)(2 * b->d) * sizeof *b->level[0]);
+    boxes_close(b, slot, n_used);
+}
+
 void boxes_query(const float *q, int64_t d, float *query) {
     for (int64_t i = 0; i < d; i++) {
         query[i] = q[i] > 0.0f ? q[i] : 0.0f;
@@ -99,8 +104,8 @@ static float bound(const float *query, const float *around, int64_t n) {
     return sum;
 }
 
-int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n, pick *picks,
-                   int64_t beam, pick *beams) {
+int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n,
+                   pick *picks, int64_t beam, pick *beams) {
     int64_t used[BOX_LEVELS];
     used[0] = n_used;
     for (int level = 1; level < b->n_levels; level++) {

@@ -37,10 +37,13 @@ void boxes_clear(const boxes *b, int64_t slot);
 void boxes_add(const boxes *b, int64_t slot, const float *key);
 void boxes_close(const boxes *b, int64_t slot, int64_t n_used);
 
+/* A slot whose block is not whole: its box is that of a key of zeros, whatever lay there. */
+void boxes_empty(const boxes *b, int64_t slot, int64_t n_used);
+
 /* query[2 d] for q[d]. */
 void boxes_query(const float *q, int64_t d, float *query);
 /* The up to n slots below n_used with number[slot] < limit that have the best bounds, into picks[n]; beams[2 * beam] is work space. */
-int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n, pick *picks,
-                   int64_t beam, pick *beams);
+int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n,
+                   pick *picks, int64_t beam, pick *beams);
 
 #endif
