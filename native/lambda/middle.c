@@ -86,7 +86,7 @@ void middle_restore(middle_blocks *blocks, const middle_shape *shape) {
 static double rank_of(const middle_surprises *s, const middle_shape *shape, int64_t token) {
     const double surprisal = (double)s->surprisal[token % s->n_ring];
     const double aged = -log(shape->decay) * (double)token / (double)shape->window;
-    return log(surprisal > 1e-30 ? surprisal : 1e-30) + aged; /* a NaN counts as no surprise */
+    return log(surprisal > 1e-30 ? fmin(surprisal, 1e30) : 1e-30) + aged; /* finite; a NaN counts as no surprise */
 }
 
 static int64_t place_for(middle_surprises *s, const middle_shape *shape, double rank) {
