@@ -98,6 +98,8 @@ static int64_t place_for(middle_surprises *s, const middle_shape *shape, double 
         worst = worst < 0 || s->rank[i] < s->rank[worst] ? i : worst;
     }
     if (s->n_used < shape->n_slots) {
+        s->token[s->n_used] = -1;
+        s->rank[s->n_used] = 0.0;
         return s->n_used++;
     }
     return s->rank[worst] < rank ? worst : -1;
@@ -125,9 +127,17 @@ void middle_rank(middle_surprises *s, const middle_shape *shape, int64_t first, 
         const double rank = rank_of(s, shape, j);
         const int64_t slot = place_for(s, shape, rank);
         if (slot >= 0) {
+            s->moves[s->n_moves++] = (middle_move){j, slot, s->token[slot], s->rank[slot]};
             s->token[slot] = j;
             s->rank[slot] = rank;
-            s->moves[s->n_moves++] = (middle_move){j, slot};
         }
+    }
+}
+
+void middle_take_back(middle_surprises *s) {
+    while (s->n_moves > 0) {
+        const middle_move *m = &s->moves[--s->n_moves];
+        s->token[m->slot] = m->before;
+        s->rank[m->slot] = m->rank_before;
     }
 }

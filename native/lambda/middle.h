@@ -39,11 +39,11 @@ token_range middle_leaving(const middle_shape *shape, int64_t first, int64_t n);
 /* ---- blocks: block b holds tokens G + b B .. G + (b + 1) B - 1 --------------------------------------------------------- */
 
 typedef struct middle_blocks {
-    int64_t n_used;    /* slots that were ever taken: the first ones */
-    int64_t n_dropped; /* blocks that gave way to others */
-    int64_t *block;    /* [n_slots] that lies there */
+    int64_t n_used;          /* slots that were ever taken: the first ones */
+    int64_t n_dropped;       /* blocks that gave way to others */
+    int64_t *block;          /* [n_slots] that lies there */
     _Atomic int64_t *chosen; /* [n_slots] index of the chunk that last chose it, or with which it was begun */
-    int64_t *slot;     /* [n_open] of block b at b % n_open */
+    int64_t *slot;           /* [n_open] of block b at b % n_open */
 } middle_blocks;
 
 /* Slots for the blocks that the chunk's leaving tokens begin. When there is no room, that of the block that was not chosen for
@@ -56,8 +56,9 @@ void middle_restore(middle_blocks *blocks, const middle_shape *shape);
 
 /* ---- surprise ----------------------------------------------------------------------------------------------------------- */
 
-typedef struct middle_move { /* token -> slot */
-    int64_t token, slot;
+typedef struct middle_move { /* token -> slot, where another was or none (-1) */
+    int64_t token, slot, before;
+    double rank_before;
 } middle_move;
 
 typedef struct middle_surprises {
@@ -74,5 +75,7 @@ typedef struct middle_surprises {
 
 /* What the chunk sees, and which of its leaving tokens are stored once it has been attended. A rewound token is taken out. */
 void middle_rank(middle_surprises *s, const middle_shape *shape, int64_t first, int64_t n);
+/* The chunk was not finished, and nothing stored: those that were to give way are kept. */
+void middle_take_back(middle_surprises *s);
 
 #endif
