@@ -11,6 +11,7 @@ import numpy as np
 KV = {"f16": 0, "q8_0": 1, "f32": 2}
 ISAS = {"ref": 1, "avx2": 2, "avx512": 3, "neon": 4}
 PLACEMENTS = {"ceiling": 0, "contiguous": 1, "true": 2}
+RECALLS = {"none": 0, "topk": 1, "surprise": 2, "blocks": 3}
 
 
 class DoorError(Exception):
@@ -115,11 +116,21 @@ class Model:
         chunk: int = 64,
         rollback: int = 0,
         all_logits: bool = True,
+        draft: int = 0,
+        recall: dict | None = None,
     ):
+        """recall: fields of lmi_recall_options, `kind` by its name or number."""
         options = self.ffi.new("lmi_session_options *")
         self.lib.lmi_session_options_default(options)
         options.window, options.sinks, options.chunk, options.rollback = window, sinks, chunk, rollback
         options.kv_type, options.placement, options.all_logits = KV[kv], PLACEMENTS[placement], all_logits
+        options.draft = draft
+        given = dict(recall or {})
+        folder = self.ffi.new("char[]", str(given.pop("folder", "")).encode())
+        if len(folder) > 1:
+            options.recall.folder = folder
+        for name, value in given.items():
+            setattr(options.recall, name, RECALLS.get(value, value))
         place = self.ffi.new("lmi_session **")
         call(self.native, "lmi_session_open", self.pointer, options, place)
         try:

@@ -509,6 +509,7 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
     }
     for (int64_t i = 0; i < c->model->n_steps; i++) {
         if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
+            cpu_recall_end(c, false);
             return fail(error, LMI_CANCELLED, "cancelled");
         }
         c->step = &c->model->steps[i];
@@ -552,6 +553,7 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
             break;
         }
     }
+    cpu_recall_end(c, true);
     if (chunk->hidden_out != NULL) {
         memcpy(chunk->hidden_out, c->buffers[BUFFER_X], hidden);
     }

@@ -37,7 +37,8 @@ typedef struct cpu_recall {
     int64_t n_shelves;
     size_t bank_bytes; /* of a slot of a shelf; SURPRISE: of the shelf */
     spill store;       /* [n_slots][n_shelves] banks; SURPRISE: [n_shelves] */
-    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by */
+    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by; of those that are not whole: empty */
+    int64_t end;       /* tokens read with the last chunk that was begun; after loading, more than can be */
 } cpu_recall;
 
 /* Which experts the tokens of the chunk go to. A slot is a (token, chosen expert); slots lie in order of experts. */
@@ -133,7 +134,7 @@ void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_
 
 /* What is kept of the middle, in cpu_recall.c. Memory: `take` counts or takes as in cpu.c. Then the chunk: before its steps; of one
  * kv head of the step's layer: what leaves the window is stored (keys of the chunk are in the ring by then), the tokens
- * token .. token + n - 1 attend (m, z, o as attend_kernel has them, q: room for their queries), and SURPRISE stores afterwards. */
+ * token .. token + n - 1 attend (m, z, o as attend_kernel has them, q: room for their queries). After its steps, or where it was stopped: SURPRISE stores. */
 typedef void *cpu_take(void *taker, uint64_t n, uint64_t size);
 void cpu_recall_take(backend_context *c, cpu_take *take, void *taker);
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker);
@@ -144,7 +145,7 @@ bool cpu_recall_sees(const backend_context *c, int64_t layer,
 void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker);
 void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, float *q, float *m,
                        float *z, float *o);
-void cpu_recall_settle(backend_context *c, int64_t kv_head, cpu_worker *worker);
+void cpu_recall_end(backend_context *c, bool finished);
 void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker); /* a block that is there */
 
 /* The rest of backend.h's recall, in cpu_recall_state.c. */

@@ -190,7 +190,6 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     if (segment == view.n_kept) {
         cpu_recall_store(c, kv_head, worker);
         cpu_recall_attend(c, 0, n_tokens, kv_head, worker, worker->q, part->m, part->z, part->o);
-        cpu_recall_settle(c, kv_head, worker);
         arrive(c, kv_head, view.n);
         return;
     }
@@ -309,11 +308,6 @@ static void recall_store_piece(void *context, int64_t piece, int worker_index) {
     cpu_recall_store(c, piece, &c->workers[worker_index]);
 }
 
-static void recall_settle_piece(void *context, int64_t piece, int worker_index) {
-    backend_context *c = context;
-    cpu_recall_settle(c, piece, &c->workers[worker_index]);
-}
-
 void cpu_attend(backend_context *c) {
     const int64_t n_kv_heads = c->model->spec->n_kv_heads, n_tokens = c->chunk->n_tokens;
     const layer_context *shape = layer_shape(c);
@@ -328,9 +322,6 @@ void cpu_attend(backend_context *c) {
             pool_run(workers, recall_store_piece, c, n_kv_heads);
         }
         pool_run(workers, attend_block, c, n_kv_heads * ((n_tokens + ATTEND_BLOCK - 1) / ATTEND_BLOCK));
-        if (recalls) {
-            pool_run(workers, recall_settle_piece, c, n_kv_heads);
-        }
         return;
     }
     for (int64_t i = 0; i < n_kv_heads; i++) {

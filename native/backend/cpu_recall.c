@@ -93,6 +93,16 @@ void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_ta
 
 static int64_t first_of(const backend_context *c) { return c->chunk->first; }
 
+/* After a rewind, blocks that were whole are not, and will be of other tokens. A search must not depend on what was. */
+static void empty_boxes(const backend_context *c, int64_t n_whole) {
+    const cpu_recall *r = c->recall;
+    for (int64_t s = 0; s < r->blocks.n_used; s++) {
+        for (int64_t shelf = 0; r->blocks.block[s] >= n_whole && shelf < r->n_shelves; shelf++) {
+            boxes_empty(&r->boxes[shelf], s, r->blocks.n_used);
+        }
+    }
+}
+
 lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
     cpu_recall *r = c->recall;
     if (r == NULL) {
@@ -103,6 +113,10 @@ lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
     if (first == 0) { /* another text: what is there must not be taken for blocks of it */
         r->blocks.n_used = r->blocks.n_dropped = r->surprises.n_used = 0;
     }
+    if (r->boxes != NULL && first < r->end) {
+        empty_boxes(c, middle_size(m, first) / m->block);
+    }
+    r->end = first + n;
     for (int i = 0; i < c->n_turns; i++) {
         const turn_set *turns = &c->turns[i];
         if (turns->turn_recall == NULL) {
@@ -140,14 +154,14 @@ static kv_bank bank_of(const backend_context *c, int64_t shelf, int64_t slot) {
 
 /* ---- storing -------------------------------------------------------------------------------------------------------------- */
 
-/* The token leaves the ring of the step's layer for a slot of `bank`. */
-static void move_token(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, const kv_bank *bank,
-                       int64_t slot) {
+/* The token leaves the ring of layer i for a slot of `bank`. */
+static void move_token(const backend_context *c, int64_t token, int64_t i, int64_t kv_head, cpu_worker *worker,
+                       const kv_bank *bank, int64_t slot) {
     const model_spec *spec = c->model->spec;
     const kernels *k = c->model->kernels;
-    const cpu_layer *layer = &c->layers[c->step->layer];
+    const cpu_layer *layer = &c->layers[i];
     float *key = worker->key, *value = worker->key + spec->head_dim;
-    kv_load(&layer->rings[kv_head], ring_slot(token, c->shape.layers[c->step->layer].capacity), key, value);
+    kv_load(&layer->rings[kv_head], ring_slot(token, c->shape.layers[i].capacity), key, value);
     if (layer->turns != NULL) {
         const int64_t row = token - middle_leaving(shape_of(c), first_of(c), c->chunk->n_tokens).begin;
         k->rope(key, 1, spec->head_dim, spec->n_rot, layer->turns->turn_back + row * spec->n_rot, spec->arch->pairing);
@@ -177,21 +191,36 @@ void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
         const int64_t at = (j - m->sinks) % m->block;
         const int64_t slot = middle_slot(&c->recall->blocks, m, (j - m->sinks) / m->block);
         const kv_bank bank = bank_of(c, shelf, slot);
-        move_token(c, j, kv_head, worker, &bank, at);
-        if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
+        move_token(c, j, c->step->layer, kv_head, worker, &bank, at);
+        if (m->kind == LMI_RECALL_BLOCKS && at == 0) {
+            boxes_empty(&c->recall->boxes[shelf], slot, c->recall->blocks.n_used);
+        } else if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
             cpu_recall_enclose(c, shelf, slot, worker);
         }
     }
 }
 
-void cpu_recall_settle(backend_context *c, int64_t kv_head, cpu_worker *worker) {
-    if (shape_of(c)->kind != LMI_RECALL_SURPRISE) {
+/* Of one layer and kv head, what the chunk's leaving tokens move into. */
+static void settle_piece(void *context, int64_t piece, int worker) {
+    backend_context *c = context;
+    const middle_surprises *s = &c->recall->surprises;
+    const int64_t n = c->model->spec->n_kv_heads, layer = c->model->layer0 + piece / n, kv_head = piece % n;
+    if (c->layers[layer].shelf >= 0) {
+        const kv_bank bank = bank_of(c, c->layers[layer].shelf + kv_head, 0);
+        for (int64_t i = 0; i < s->n_moves; i++) {
+            move_token(c, s->moves[i].token, layer, kv_head, &c->workers[worker], &bank, s->moves[i].slot);
+        }
+    }
+}
+
+void cpu_recall_end(backend_context *c, bool finished) {
+    if (c->recall == NULL || c->recall->surprises.n_moves == 0) {
         return;
     }
-    const middle_surprises *s = &c->recall->surprises;
-    const kv_bank bank = bank_of(c, shelf_of(c, kv_head), 0);
-    for (int64_t i = 0; i < s->n_moves; i++) {
-        move_token(c, s->moves[i].token, kv_head, worker, &bank, s->moves[i].slot);
+    if (finished) {
+        pool_run(c->model->workers, settle_piece, c, (c->model->layer1 - c->model->layer0) * c->model->spec->n_kv_heads);
+    } else {
+        middle_take_back(&c->recall->surprises);
     }
 }
 

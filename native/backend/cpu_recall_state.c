@@ -90,6 +90,7 @@ static void finish(backend_context *c) {
         return;
     }
     middle_restore(&r->blocks, &c->shape.middle);
+    r->end = INT64_MAX;
     for (int64_t shelf = 0; r->boxes != NULL && shelf < r->n_shelves; shelf++) {
         for (int64_t s = 0; s < r->blocks.n_used; s++) {
             cpu_recall_enclose(c, shelf, s, &c->workers[0]);
@@ -171,5 +172,5 @@ void cpu_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, 
         const int64_t left = size - b->block[s] * m->block;
         *kept += left < 0 ? 0 : left < m->block ? left : m->block;
     }
-    *dropped = b->n_dropped * m->block;
+    *dropped = size > 0 ? b->n_dropped * m->block : 0; /* an emptied session counts from the start */
 }

@@ -8,6 +8,7 @@ enum { DEFAULT_TOPK = 5, DEFAULT_SURPRISE = 256, DEFAULT_BLOCK = 32, MAX_BLOCK =
 #define DEFAULT_BUDGET ((uint64_t)1 << 30)
 #define MAX_BUDGET ((uint64_t)1 << 50)
 #define DEFAULT_DECAY 0.9
+#define MIN_DECAY 1e-10
 #define MAX_SLOTS ((int64_t)1 << 40)
 
 static lmi_status refuse(lmi_error *error, const char *what, int64_t value, int64_t min, int64_t max) {
@@ -92,9 +93,11 @@ lmi_status recall_resolve(const model_spec *spec, lmi_session_options *o, lmi_er
         return fail(error, LMI_INVALID_ARGUMENT, "a recall budget of %llu bytes is more than any machine has",
                     (unsigned long long)r->budget);
     }
-    if (!(r->decay > 0.0 && r->decay <= 1.0)) {
-        return fail(error, LMI_INVALID_ARGUMENT, "the decay of surprise must be above 0 and at most 1, not %g", r->decay);
+    const double decay = (double)(float)r->decay; /* as a saved state holds it */
+    if (!(decay >= MIN_DECAY && decay <= 1.0)) {
+        return fail(error, LMI_INVALID_ARGUMENT, "the decay of surprise must be between %g and 1, not %g", MIN_DECAY, r->decay);
     }
+    r->decay = decay;
     lmi_status status = check_layer(spec, r, error);
     return status == LMI_OK ? check_company(o, error) : status;
 }

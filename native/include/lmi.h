@@ -258,7 +258,7 @@ typedef struct lmi_recall_options {
     int64_t block;      /* B, a multiple of 16; 0: 32 */
     int64_t distance;   /* at which what is recalled seems to be, tokens; 0: window / 2 */
     uint64_t budget;    /* bytes that TOPK and BLOCKS may keep; 0: 1 GiB */
-    double decay;       /* SURPRISE: what surprise counts after another window of text, in (0, 1]; 0: 0.9 */
+    double decay;       /* SURPRISE: what surprise counts after another window of text, 1e-10 to 1; 0: 0.9 */
     const char *folder; /* keep keys and values in a file there that has no name and goes with the session; NULL: in memory */
 } lmi_recall_options;
 

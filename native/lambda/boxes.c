@@ -87,6 +87,11 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
     }
 }
 
+void boxes_empty(const boxes *b, int64_t slot, int64_t n_used) {
+    memset(box(b, 0, slot), 0, (size_t)(2 * b->d) * sizeof *b->level[0]);
+    boxes_close(b, slot, n_used);
+}
+
 void boxes_query(const float *q, int64_t d, float *query) {
     for (int64_t i = 0; i < d; i++) {
         query[i] = q[i] > 0.0f ? q[i] : 0.0f;

@@ -37,6 +37,9 @@ void boxes_clear(const boxes *b, int64_t slot);
 void boxes_add(const boxes *b, int64_t slot, const float *key);
 void boxes_close(const boxes *b, int64_t slot, int64_t n_used);
 
+/* A slot whose block is not whole: its box is that of a key of zeros, whatever lay there. */
+void boxes_empty(const boxes *b, int64_t slot, int64_t n_used);
+
 /* query[2 d] for q[d]: its product with a box is the bound. */
 void boxes_query(const float *q, int64_t d, float *query);
 typedef void box_products(const float *query, const uint16_t *around, int64_t n_boxes, int64_t n,

@@ -23,11 +23,13 @@ static bool is_placed(const middle_blocks *blocks, const middle_shape *shape, in
     return slot >= 0 && slot < blocks->n_used && blocks->block[slot] == block;
 }
 
-/* Blocks from `block - n_open + 1` on may be needed as they are. */
+/* Blocks from `block - n_open + 1` on may be needed as they are, where they are looked for: there are fewer of them than slots,
+ * even if a loaded state has one of them several times. */
 static int64_t give_way(const middle_blocks *blocks, const middle_shape *shape, int64_t block) {
     int64_t found = -1;
     for (int64_t s = 0; s < blocks->n_used; s++) {
-        if (blocks->block[s] > block - shape->n_open && blocks->block[s] <= block) {
+        const int64_t b = blocks->block[s];
+        if (b > block - shape->n_open && b <= block && middle_slot(blocks, shape, b) == s) {
             continue;
         }
         if (found < 0 || blocks->chosen[s] < blocks->chosen[found] ||
@@ -84,7 +86,7 @@ void middle_restore(middle_blocks *blocks, const middle_shape *shape) {
 static double rank_of(const middle_surprises *s, const middle_shape *shape, int64_t token) {
     const double surprisal = (double)s->surprisal[token % s->n_ring];
     const double aged = -log(shape->decay) * (double)token / (double)shape->window;
-    return log(surprisal > 1e-30 ? surprisal : 1e-30) + aged; /* a NaN counts as no surprise */
+    return log(surprisal > 1e-30 ? fmin(surprisal, 1e30) : 1e-30) + aged; /* finite; a NaN counts as no surprise */
 }
 
 static int64_t place_for(middle_surprises *s, const middle_shape *shape, double rank) {
@@ -96,6 +98,8 @@ static int64_t place_for(middle_surprises *s, const middle_shape *shape, double 
         worst = worst < 0 || s->rank[i] < s->rank[worst] ? i : worst;
     }
     if (s->n_used < shape->n_slots) {
+        s->token[s->n_used] = -1;
+        s->rank[s->n_used] = 0.0;
         return s->n_used++;
     }
     return s->rank[worst] < rank ? worst : -1;
@@ -123,9 +127,17 @@ void middle_rank(middle_surprises *s, const middle_shape *shape, int64_t first, 
         const double rank = rank_of(s, shape, j);
         const int64_t slot = place_for(s, shape, rank);
         if (slot >= 0) {
+            s->moves[s->n_moves++] = (middle_move){j, slot, s->token[slot], s->rank[slot]};
             s->token[slot] = j;
             s->rank[slot] = rank;
-            s->moves[s->n_moves++] = (middle_move){j, slot};
         }
+    }
+}
+
+void middle_take_back(middle_surprises *s) {
+    while (s->n_moves > 0) {
+        const middle_move *m = &s->moves[--s->n_moves];
+        s->token[m->slot] = m->before;
+        s->rank[m->slot] = m->rank_before;
     }
 }

@@ -56,8 +56,9 @@ void middle_restore(middle_blocks *blocks, const middle_shape *shape);
 
 /* ---- surprise ----------------------------------------------------------------------------------------------------------- */
 
-typedef struct middle_move { /* token -> slot */
-    int64_t token, slot;
+typedef struct middle_move { /* token -> slot, where another was or none (-1) */
+    int64_t token, slot, before;
+    double rank_before;
 } middle_move;
 
 typedef struct middle_surprises {
@@ -74,5 +75,7 @@ typedef struct middle_surprises {
 
 /* What the chunk sees, and which of its leaving tokens are stored once it has been attended. A rewound token is taken out. */
 void middle_rank(middle_surprises *s, const middle_shape *shape, int64_t first, int64_t n);
+/* The chunk was not finished, and nothing stored: those that were to give way are kept. */
+void middle_take_back(middle_surprises *s);
 
 #endif

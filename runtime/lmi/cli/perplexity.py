@@ -42,7 +42,21 @@ from lmi.summary import context_text
 @model_options
 @output_options
 def perplexity(
-    model, file, console, max_tokens, last, every, on_error, as_json, steers, window, sinks, kv_type, chunk, recalling, **opening
+    model,
+    file,
+    console,
+    max_tokens,
+    last,
+    every,
+    on_error,
+    as_json,
+    steers,
+    window,
+    sinks,
+    kv_type,
+    chunk,
+    recalling,
+    **opening,
 ):
     """Measure how well a model predicts a text, by position.
 
