@@ -38,6 +38,13 @@ class Shape:
     n_open: int = 0  # of them, the last ones, which do not make room
 
 
+def bfloat16_up(x: np.ndarray) -> np.ndarray:
+    """The nearest numbers of 8 bits that are not less: of a float32 the upper half, and one more unless that was all."""
+    bits = x.astype(np.float32).view(np.uint32)
+    more = ((bits & 0xFFFF) != 0) & (bits >> 31 == 0)
+    return ((bits & 0xFFFF0000) + np.where(more, np.uint32(0x10000), np.uint32(0))).view(np.float32).astype(np.float64)
+
+
 def middle(shape: Shape, n_read: int) -> int:
     """Tokens of the middle for a query at n_read."""
     return max(0, n_read - shape.window + 1 - shape.sinks)
@@ -175,7 +182,8 @@ class Reader:
                 heads = slice(kv * group, (kv + 1) * group)
                 look = q[rows, heads].sum(axis=(0, 1))
                 where = [s.sinks + b * s.block + np.arange(s.block) for b in candidates]
-                bounds = np.array([np.maximum(look * k[w, kv].min(axis=0), look * k[w, kv].max(axis=0)) for w in where])
+                boxes = [(-bfloat16_up(-k[w, kv].min(axis=0)), bfloat16_up(k[w, kv].max(axis=0))) for w in where]
+                bounds = np.array([np.maximum(look * smallest, look * largest) for smallest, largest in boxes])
                 for i in self._best(bounds.sum(axis=1), np.abs(bounds).sum(axis=1), first + begin):
                     chosen[heads, rows, where[i]] = True
                     self.blocks[candidates[i]] = first
