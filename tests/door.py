@@ -10,7 +10,7 @@ import numpy as np
 
 KV = {"f16": 0, "q8_0": 1, "f32": 2}
 ISAS = {"ref": 1, "avx2": 2, "avx512": 3, "neon": 4}
-PLACEMENTS = {"ceiling": 0, "contiguous": 1}
+PLACEMENTS = {"ceiling": 0, "contiguous": 1, "true": 2}
 RECALLS = {"none": 0, "topk": 1, "surprise": 2, "blocks": 3}
 
 

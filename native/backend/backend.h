@@ -55,6 +55,11 @@ typedef struct context_shape {
     const char *recall_folder; /* of what is kept of the middle; NULL: memory. Not looked at once the context is open */
 } context_shape;
 
+/* Where the sinks keep their order, queries over them turn by their own index, and from here on by this one. */
+static inline int64_t furthest_sink_query(const context_shape *shape, const layer_context *layer) {
+    return shape->placement == LMI_PLACEMENT_TRUE ? INT64_MAX : layer->window + layer->sinks - 1;
+}
+
 /* Of one step: squares of its input (after the norm), summed over rows. Experts have sums of their own. */
 typedef struct input_sums {
     int64_t n, width;

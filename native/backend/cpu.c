@@ -481,8 +481,8 @@ static void turn_chunk(const backend_context *c, const turn_set *turns) {
     for (int64_t t = 0; t < chunk->n_tokens; t++) {
         const int64_t index = chunk->first + t;
         rope_row(turns->rope, chunk->start + index, turns->turn + t * stride);
-        if (layer != NULL && c->shape.placement == LMI_PLACEMENT_CONTIGUOUS) {
-            const int64_t furthest = layer->window + layer->sinks - 1;
+        if (layer != NULL && c->shape.placement != LMI_PLACEMENT_CEILING) {
+            const int64_t furthest = furthest_sink_query(&c->shape, layer);
             rope_row(turns->rope, index < furthest ? index : furthest, turns->turn_sink + t * stride);
             rope_row(turns->rope, index < layer->sinks ? index : 0, turns->turn_sink_key + t * stride);
         }

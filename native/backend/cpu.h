@@ -16,11 +16,11 @@ typedef struct turn_set {
     const rope_table *rope;
     const layer_context *with_sinks; /* a layer of the set that has sinks, or NULL */
     float *turn;                     /* [chunk][n_rot/2][2]: at each token's position */
-    float *turn_sink;     /* the same for queries over sinks: one row, or [chunk] where the placement is contiguous */
-    float *turn_sink_key; /* the same for keys that become sinks */
-    bool recalls;         /* a layer of the set does */
-    float *turn_recall;   /* one row, for queries over what is recalled; NULL: none does */
-    float *turn_back;     /* [chunk][n_rot/2][2]: what takes the rotation off keys that leave the window */
+    float *turn_sink;                /* the same for queries over sinks: one row where the placement is ceiling, else [chunk] */
+    float *turn_sink_key;            /* the same for keys that become sinks */
+    bool recalls;                    /* a layer of the set does */
+    float *turn_recall;              /* one row, for queries over what is recalled; NULL: none does */
+    float *turn_back;                /* [chunk][n_rot/2][2]: what takes the rotation off keys that leave the window */
 } turn_set;
 
 typedef struct cpu_layer {

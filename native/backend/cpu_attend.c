@@ -16,7 +16,7 @@ static const layer_context *layer_shape(const backend_context *c) { return &c->s
 
 /* Where in turn_sink, turn_sink_key a token's row lies. */
 static int64_t sink_row(const backend_context *c, int64_t token) {
-    return c->shape.placement == LMI_PLACEMENT_CONTIGUOUS ? token * turn_stride(c) : 0;
+    return c->shape.placement == LMI_PLACEMENT_CEILING ? 0 : token * turn_stride(c);
 }
 
 static void rotate(const backend_context *c, float *x, int64_t n_heads, const float *turn) {

@@ -15,7 +15,7 @@ static uint64_t bank_bytes_of(const model_spec *spec, lmi_kv_type type, int64_t 
 }
 
 uint64_t recall_slot_bytes(const model_spec *spec, lmi_kv_type type, int64_t n_layers, int64_t block) {
-    const uint64_t box = (uint64_t)(2 * spec->head_dim) * sizeof(float), tree = box + box / (BOX_FAN - 1);
+    const uint64_t box = (uint64_t)(2 * spec->head_dim) * sizeof(uint16_t), tree = box + box / (BOX_FAN - 1);
     return (uint64_t)(n_layers * spec->n_kv_heads) * (bank_bytes_of(spec, type, block) + tree) + 2 * sizeof(int64_t);
 }
 
@@ -68,15 +68,16 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     const uint64_t n_trees = m->kind == LMI_RECALL_BLOCKS ? (uint64_t)r->n_shelves : 0;
     r->boxes = take(taker, n_trees, sizeof *r->boxes);
     for (uint64_t i = 0; i < n_trees; i++) {
-        float *memory = take(taker, (uint64_t)boxes_floats(spec->head_dim, m->n_slots), sizeof(float));
+        uint16_t *memory = take(taker, (uint64_t)boxes_values(spec->head_dim, m->n_slots), sizeof *memory);
         if (r->boxes != NULL && memory != NULL) {
             r->boxes[i] = boxes_at(memory, spec->head_dim, m->n_slots);
         }
     }
 }
 
-/* More than what is chosen in the end: a box around many keys promises more than one around few. */
-static int64_t beam_of(const middle_shape *m) { return m->n + 16; }
+/* More than what is chosen in the end, since a box around many keys promises more than one around few; and all of 16, so that the
+ * search among up to 256 blocks is exact. */
+static int64_t beam_of(const middle_shape *m) { return m->n + 4 > BOX_FAN ? m->n + 4 : BOX_FAN; }
 
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker) {
     const middle_shape *m = shape_of(c);
@@ -225,21 +226,6 @@ void cpu_recall_end(backend_context *c, bool finished) {
 
 /* ---- choosing ------------------------------------------------------------------------------------------------------------- */
 
-static float dot(const float *x, const float *y, int64_t n) {
-    float sums[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        for (int64_t j = 0; j < 8; j++) {
-            sums[j] += x[i + j] * y[i + j];
-        }
-    }
-    float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-    for (; i < n; i++) {
-        sum += x[i] * y[i];
-    }
-    return sum;
-}
-
 /* Of blocks that were whole when the token at `index` was read, those that the rows look for most. */
 static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, const float *q, int64_t n_rows,
                              cpu_worker *worker) {
@@ -251,8 +237,16 @@ static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, c
         c->model->kernels->add(worker->look, q + r * d, d);
     }
     boxes_query(worker->look, d, worker->look + d);
-    return boxes_find(&c->recall->boxes[shelf], worker->look + d, blocks->n_used, blocks->block, n_whole, m->n, worker->picks,
-                      beam_of(m), worker->beams);
+    return boxes_find(&c->recall->boxes[shelf], c->model->kernels->dots, worker->look + d, blocks->n_used, blocks->block,
+                      n_whole, m->n, worker->picks, beam_of(m), worker->beams);
+}
+
+static float product(const float *x, const float *y, int64_t n) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        sum += x[i] * y[i];
+    }
+    return sum;
 }
 
 /* Of all tokens of the middle, those that one query looks for most; none where there are fewer than K. */
@@ -268,7 +262,7 @@ static int64_t choose_tokens(const backend_context *c, int64_t shelf, int64_t in
         const int64_t left = n_tokens - c->recall->blocks.block[s] * m->block;
         for (int64_t i = 0; i < m->block && i < left; i++) {
             kv_load(&bank, i, worker->key, worker->key + d);
-            n = pick_better(worker->picks, n, m->n, (pick){dot(q, worker->key, d), (int32_t)i, s});
+            n = pick_better(worker->picks, n, m->n, (pick){product(q, worker->key, d), (int32_t)i, s});
         }
     }
     return n;

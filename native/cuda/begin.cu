@@ -9,13 +9,12 @@ enum { BEGIN_THREADS = 64, TURN_ROWS = 3 };
 /* Positions as rope_row of lambda/rope.c sees them, and turn_chunk of backend/cpu.c. False: the row stays. */
 static __device__ __forceinline__ bool position_of(const cuda_turns &turns, int row, int64_t start, int64_t index,
                                                    int64_t token, int64_t *position) {
-    const int64_t furthest = turns.window + turns.sinks - 1;
     switch (row) {
     case 0:
         *position = start + index;
         return true;
     case 1:
-        *position = !turns.contiguous ? turns.window : index < furthest ? index : furthest;
+        *position = !turns.contiguous ? turns.window : index < turns.furthest ? index : turns.furthest;
         break;
     default:
         *position = !turns.contiguous ? 0 : index < turns.sinks ? index : 0;

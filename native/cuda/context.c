@@ -116,7 +116,8 @@ static void describe(backend_context *c, const backend_model *model, const conte
         if (layer->sinks > 0) {
             c->turns[n].window = layer->window;
             c->turns[n].sinks = layer->sinks;
-            c->turns[n].contiguous = shape->placement == LMI_PLACEMENT_CONTIGUOUS;
+            c->turns[n].contiguous = shape->placement != LMI_PLACEMENT_CEILING;
+            c->turns[n].furthest = furthest_sink_query(shape, layer);
         }
     }
 }

@@ -53,11 +53,12 @@ typedef struct cuda_norm {
 typedef struct cuda_turns {
     const rope_table *table; /* device */
     float *turn;             /* [n_tokens][n_rot/2][2] */
-    float *turn_sink;        /* the same for queries over sinks: one row, or [n_tokens] where the placement is contiguous */
+    float *turn_sink;        /* the same for queries over sinks: one row where the placement is ceiling, else [n_tokens] */
     float *turn_sink_key;    /* the same for keys that become sinks */
     int64_t window, sinks;   /* of the layers with sinks that turn so; sinks = 0: there are none, the two rows above stay */
     int32_t n_rot;
-    bool contiguous;
+    bool contiguous;  /* sinks keep their order: the two have a row a token */
+    int64_t furthest; /* then: index beyond which queries over sinks do not turn */
 } cuda_turns;
 
 /* x[t] = scale * row tokens[t] of the table, where x is not NULL; and the rows of turns. */

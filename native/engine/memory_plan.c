@@ -39,7 +39,10 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
         o->window = spec->trained_context - o->sinks < DEFAULT_WINDOW ? spec->trained_context - o->sinks : DEFAULT_WINDOW;
         o->window = o->window < 1 ? 1 : o->window;
     }
-    o->chunk = o->chunk == 0 ? DEFAULT_CHUNK : o->chunk;
+    if (o->chunk == 0) {
+        /* Surprise must be known before a token leaves the window. */
+        o->chunk = o->recall.kind == LMI_RECALL_SURPRISE && o->window < DEFAULT_CHUNK ? o->window : DEFAULT_CHUNK;
+    }
     o->rollback = o->rollback == 0 ? DEFAULT_ROLLBACK : o->rollback;
     if (o->window < 1 || o->window > MAX_TOKENS) {
         return out_of_range(error, "window", o->window, 1, MAX_TOKENS);
@@ -60,11 +63,12 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     if (o->kv_type < LMI_KV_F16 || o->kv_type > LMI_KV_F32) {
         return fail(error, LMI_INVALID_ARGUMENT, "kv_type %d is not known", (int)o->kv_type);
     }
-    if (o->placement != LMI_PLACEMENT_CEILING && o->placement != LMI_PLACEMENT_CONTIGUOUS) {
+    if (o->placement < LMI_PLACEMENT_CEILING || o->placement > LMI_PLACEMENT_TRUE) {
         return fail(error, LMI_INVALID_ARGUMENT, "placement %d is not known", (int)o->placement);
     }
-    if (o->placement == LMI_PLACEMENT_CONTIGUOUS && spec->arch->alibi) {
-        fail(error, LMI_UNSUPPORTED, "the contiguous placement needs rotary positions; this model has ALiBi");
+    if (o->placement != LMI_PLACEMENT_CEILING && spec->arch->alibi) {
+        fail(error, LMI_UNSUPPORTED, "the %s placement needs rotary positions; this model has ALiBi",
+             o->placement == LMI_PLACEMENT_TRUE ? "true" : "contiguous");
         remedy(error, "Use the ceiling placement.");
         return LMI_UNSUPPORTED;
     }
@@ -146,7 +150,8 @@ uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
     const uint64_t logits = (uint64_t)plan->logits_rows * (uint64_t)model->spec.n_vocab * sizeof(float);
     return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session) +
            (plan->options.draft > 0 ? draft_bytes() : 0) +
-           (plan->options.recall.kind == LMI_RECALL_SURPRISE ? (uint64_t)plan->options.chunk * (sizeof(float) + sizeof(double)) : 0);
+           (plan->options.recall.kind == LMI_RECALL_SURPRISE ? (uint64_t)plan->options.chunk * (sizeof(float) + sizeof(double))
+                                                             : 0);
 }
 
 void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {

@@ -144,6 +144,4 @@ lmi_status recall_shape(const model_spec *spec, const lmi_session_options *o, mi
     return LMI_OK;
 }
 
-int64_t recall_seen(const middle_shape *shape) {
-    return shape->kind == LMI_RECALL_BLOCKS ? shape->n * shape->block : shape->n;
-}
+int64_t recall_seen(const middle_shape *shape) { return shape->kind == LMI_RECALL_BLOCKS ? shape->n * shape->block : shape->n; }

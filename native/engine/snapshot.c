@@ -240,7 +240,10 @@ static const char *kv_name(int32_t kv_type) {
 }
 
 static const char *placement_name(int32_t placement) {
-    return placement == LMI_PLACEMENT_CEILING ? "ceiling" : placement == LMI_PLACEMENT_CONTIGUOUS ? "contiguous" : NULL;
+    return placement == LMI_PLACEMENT_CEILING      ? "ceiling"
+           : placement == LMI_PLACEMENT_CONTIGUOUS ? "contiguous"
+           : placement == LMI_PLACEMENT_TRUE       ? "true"
+                                                   : NULL;
 }
 
 static const char *recall_name(int32_t recall) {
@@ -449,7 +452,7 @@ static lmi_status check_all(const snapshot_header *expected, snapshot_header *h,
         parts[i].size = (size_t)sizes[i];
     }
     (void)sum_parts(parts, n_given, &payload); /* as check_header did */
-    if (n_parts != n_given) { /* all those beyond are empty; but there is one way to write a state */
+    if (n_parts != n_given) {                  /* all those beyond are empty; but there is one way to write a state */
         return damaged(error, 136, "it has empty parts at its end");
     }
     if ((status = check_sums(bytes + HEADER_BYTES, payload, error)) != LMI_OK || check == NULL) {
@@ -575,7 +578,8 @@ lmi_status snapshot_load(const snapshot_header *expected, snapshot_header *heade
         return status;
     }
     file_prefetch(&view, 0, view.size);
-    if ((status = check_all(expected, &loaded, parts, n_parts, found, view.bytes, view.size, check, context, error)) == LMI_OK &&
+    if ((status = check_all(expected, &loaded, parts, n_parts, found, view.bytes, view.size, check, context, error)) ==
+            LMI_OK &&
         (status = file_check(&view, error)) == LMI_OK &&
         (status = copy_parts(found, n_parts, view.bytes + HEADER_BYTES, error)) == LMI_OK) {
         *header = loaded;

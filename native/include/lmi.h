@@ -233,7 +233,9 @@ typedef enum lmi_kv_type { LMI_KV_F16 = 0, LMI_KV_Q8_0 = 1, LMI_KV_F32 = 2 } lmi
 typedef enum lmi_placement {                            /* where the sinks seem to be once they are out of the window */
                              LMI_PLACEMENT_CEILING = 0, /* all at distance L (LM-Infinite): for up to about 100 sinks */
                              LMI_PLACEMENT_CONTIGUOUS =
-                                 1 /* in order, just before the window (StreamingLLM): for a long kept prefix */
+                                 1, /* in order, just before the window (StreamingLLM): for a long kept prefix */
+                             LMI_PLACEMENT_TRUE =
+                                 2 /* where they are, however far: for comparison, no model was trained on it */
 } lmi_placement;
 
 /* What becomes of the middle of the text: tokens that are neither sinks nor in the window any more. */
@@ -267,7 +269,7 @@ typedef struct lmi_session_options {
     int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
     int32_t importance; /* 1: keep sums for lmi_session_importance */
-    int32_t draft;      /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits, recall */
+    int32_t draft; /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits, recall */
     lmi_recall_options recall; /* on the CPU only */
 } lmi_session_options;
 
@@ -278,15 +280,15 @@ typedef struct lmi_plan { /* what a session will hold, known before it is opened
     int64_t sinks;
     int64_t chunk;
     int64_t rollback;
-    int64_t ring_slots;       /* per full-attention layer */
-    uint64_t weight_bytes;    /* that the CPU reads for tokens, mapped or read; all, if the file was read into memory */
-    uint64_t context_bytes;   /* keys and values of the CPU's layers: allocated once, never grows */
-    uint64_t recall_bytes;    /* what may be kept of the middle, of it; pages are taken as it fills */
+    int64_t ring_slots;         /* per full-attention layer */
+    uint64_t weight_bytes;      /* that the CPU reads for tokens, mapped or read; all, if the file was read into memory */
+    uint64_t context_bytes;     /* keys and values of the CPU's layers: allocated once, never grows */
+    uint64_t recall_bytes;      /* what may be kept of the middle, of it; pages are taken as it fills */
     uint64_t recall_file_bytes; /* of recall_bytes, what lies in a file and not in memory */
-    int64_t recall_tokens;    /* that have room there */
-    int64_t recall_seen;      /* most of them that a token sees */
-    uint64_t work_bytes;      /* activations, logits, scratch, and what is exchanged with the GPU */
-    uint64_t tokenizer_bytes; /* with one encoder's */
+    int64_t recall_tokens;      /* that have room there */
+    int64_t recall_seen;        /* most of them that a token sees */
+    uint64_t work_bytes;        /* activations, logits, scratch, and what is exchanged with the GPU */
+    uint64_t tokenizer_bytes;   /* with one encoder's */
     uint64_t total_bytes;
     uint64_t available_bytes; /* memory that the system can give now */
     int32_t weights_mapped;

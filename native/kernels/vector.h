@@ -287,6 +287,28 @@ static inline void add_body(float *x, const float *y, int64_t n) {
     }
 }
 
+static inline void dots_body(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
+    const int64_t whole = n / VECTOR_PIECE * VECTOR_PIECE;
+    for (int64_t r = 0; r < n_rows; r++) {
+        const uint16_t *row = rows + r * n;
+        float sums[VECTOR_PIECE] = {0};
+        for (int64_t i = 0; i < whole; i += VECTOR_PIECE) {
+            for (int j = 0; j < VECTOR_PIECE; j++) {
+                sums[j] += x[i + j] * bf16_to_f32(row[i + j]);
+            }
+        }
+        for (int64_t i = whole; i < n; i++) {
+            sums[i - whole] += x[i] * bf16_to_f32(row[i]);
+        }
+        for (int width = VECTOR_PIECE / 2; width > 0; width /= 2) {
+            for (int j = 0; j < width; j++) {
+                sums[j] += sums[j + width];
+            }
+        }
+        y[r] = sums[0];
+    }
+}
+
 static inline void scale_body(float *x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         x[i] *= factor;

@@ -34,6 +34,10 @@ static void clamp_avx512(float *x, float limit, int64_t n) { clamp_body(x, limit
 
 static void add_avx512(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
+static void dots_avx512(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
+    dots_body(x, rows, n_rows, n, y);
+}
+
 static void scale_avx512(float *x, float factor, int64_t n) { scale_body(x, factor, n); }
 
 void vector_fill_avx512(kernels *table) {
@@ -48,4 +52,5 @@ void vector_fill_avx512(kernels *table) {
     table->clamp = clamp_avx512;
     table->add = add_avx512;
     table->scale = scale_avx512;
+    table->dots = dots_avx512;
 }

@@ -1,7 +1,9 @@
 #include "lambda/boxes.h"
 
-#include <math.h>
+#include <stdbool.h>
 #include <string.h>
+
+#include "base/half.h"
 
 int64_t pick_better(pick *picks, int64_t n, int64_t most, pick candidate) {
     if (n == most && !(candidate.score > picks[n - 1].score)) {
@@ -17,7 +19,7 @@ int64_t pick_better(pick *picks, int64_t n, int64_t most, pick candidate) {
 
 static int64_t above(int64_t n) { return (n + BOX_FAN - 1) / BOX_FAN; }
 
-int64_t boxes_floats(int64_t d, int64_t n_slots) {
+int64_t boxes_values(int64_t d, int64_t n_slots) {
     int64_t n_boxes = n_slots;
     for (int64_t n = n_slots; n > BOX_FAN; n_boxes += n) {
         n = above(n);
@@ -25,7 +27,7 @@ int64_t boxes_floats(int64_t d, int64_t n_slots) {
     return n_boxes * 2 * d;
 }
 
-boxes boxes_at(float *memory, int64_t d, int64_t n_slots) {
+boxes boxes_at(uint16_t *memory, int64_t d, int64_t n_slots) {
     boxes b = {.d = d};
     for (int64_t n = n_slots;; n = above(n)) {
         b.n[b.n_levels] = n;
@@ -37,21 +39,38 @@ boxes boxes_at(float *memory, int64_t d, int64_t n_slots) {
     }
 }
 
-static float *box(const boxes *b, int level, int64_t i) { return b->level[level] + i * 2 * b->d; }
+static uint16_t *box(const boxes *b, int level, int64_t i) { return b->level[level] + i * 2 * b->d; }
+
+/* The nearest bfloat16 that is not less, and one that is not more; NaN stays NaN. */
+static uint16_t round_up(float x) {
+    const uint32_t bits = f32_to_bits(x);
+    const bool more = (bits & 0xffff) != 0 && bits >> 31 == 0;
+    return x != x ? 0x7fc0 : (uint16_t)((bits >> 16) + more);
+}
+
+static uint16_t round_down(float x) { return round_up(-x) ^ 0x8000; }
 
 void boxes_clear(const boxes *b, int64_t slot) {
-    float *largest = box(b, 0, slot), *smallest = largest + b->d;
+    uint16_t *largest = box(b, 0, slot), *smallest = largest + b->d;
     for (int64_t i = 0; i < b->d; i++) {
-        largest[i] = -INFINITY;
-        smallest[i] = INFINITY;
+        largest[i] = 0xff80; /* -inf */
+        smallest[i] = 0x7f80;
     }
 }
 
 void boxes_add(const boxes *b, int64_t slot, const float *key) {
-    float *largest = box(b, 0, slot), *smallest = largest + b->d;
+    uint16_t *largest = box(b, 0, slot), *smallest = largest + b->d;
     for (int64_t i = 0; i < b->d; i++) {
-        largest[i] = key[i] > largest[i] ? key[i] : largest[i];
-        smallest[i] = key[i] < smallest[i] ? key[i] : smallest[i];
+        largest[i] = key[i] <= bf16_to_f32(largest[i]) ? largest[i] : round_up(key[i]);
+        smallest[i] = key[i] >= bf16_to_f32(smallest[i]) ? smallest[i] : round_down(key[i]);
+    }
+}
+
+/* `outer` grows to hold `inner`. */
+static void enclose(uint16_t *outer, const uint16_t *inner, int64_t d) {
+    for (int64_t i = 0; i < d; i++) {
+        outer[i] = bf16_to_f32(inner[i]) > bf16_to_f32(outer[i]) ? inner[i] : outer[i];
+        outer[d + i] = bf16_to_f32(inner[d + i]) < bf16_to_f32(outer[d + i]) ? inner[d + i] : outer[d + i];
     }
 }
 
@@ -60,16 +79,10 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
     for (int level = 1; level < b->n_levels; level++, used = above(used)) {
         const int64_t first = slot / BOX_FAN * BOX_FAN, end = first + BOX_FAN < used ? first + BOX_FAN : used;
         slot /= BOX_FAN;
-        float *outer = box(b, level, slot);
+        uint16_t *outer = box(b, level, slot);
         memcpy(outer, box(b, level - 1, first), (size_t)(2 * b->d) * sizeof *outer);
         for (int64_t i = first + 1; i < end; i++) {
-            const float *inner = box(b, level - 1, i);
-            for (int64_t k = 0; k < b->d; k++) {
-                outer[k] = inner[k] > outer[k] ? inner[k] : outer[k];
-            }
-            for (int64_t k = b->d; k < 2 * b->d; k++) {
-                outer[k] = inner[k] < outer[k] ? inner[k] : outer[k];
-            }
+            enclose(outer, box(b, level - 1, i), b->d);
         }
     }
 }
@@ -86,26 +99,8 @@ void boxes_query(const float *q, int64_t d, float *query) {
     }
 }
 
-static float bound(const float *query, const float *around, int64_t n) {
-    float sums[16] = {0};
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        for (int64_t k = 0; k < 16; k++) {
-            sums[k] += query[i + k] * around[i + k];
-        }
-    }
-    float sum = 0.0f;
-    for (int64_t k = 0; k < 16; k++) {
-        sum += sums[k];
-    }
-    for (; i < n; i++) {
-        sum += query[i] * around[i];
-    }
-    return sum;
-}
-
-int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n,
-                   pick *picks, int64_t beam, pick *beams) {
+int64_t boxes_find(const boxes *b, box_products *products, const float *query, int64_t n_used, const int64_t *number,
+                   int64_t limit, int64_t n, pick *picks, int64_t beam, pick *beams) {
     int64_t used[BOX_LEVELS];
     used[0] = n_used;
     for (int level = 1; level < b->n_levels; level++) {
@@ -118,12 +113,15 @@ int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int
         int64_t found = 0;
         for (int64_t f = 0; f < n_from; f++) {
             const int64_t first = from[f].slot * BOX_FAN, end = first + BOX_FAN < used[level] ? first + BOX_FAN : used[level];
+            float bounds[BOX_FAN];
+            products(query, box(b, level, first), end - first, 2 * b->d, bounds);
             for (int64_t i = first; i < end; i++) {
-                if (level == 0 && number[i] >= limit) {
-                    continue;
+                const pick candidate = {.score = bounds[i - first], .slot = i};
+                if (level > 0) {
+                    found = pick_better(to, found, beam, candidate);
+                } else if (number[i] < limit) {
+                    found = pick_better(picks, found, n, candidate);
                 }
-                const pick candidate = {.score = bound(query, box(b, level, i), 2 * b->d), .slot = i};
-                found = level == 0 ? pick_better(picks, found, n, candidate) : pick_better(to, found, beam, candidate);
             }
         }
         if (level == 0) {

@@ -25,12 +25,12 @@ enum { BOX_FAN = 16, BOX_LEVELS = 12 };
 typedef struct boxes {
     int64_t d;
     int n_levels;
-    int64_t n[BOX_LEVELS];    /* boxes of a level; n[0]: slots */
-    float *level[BOX_LEVELS]; /* [n][2][d]: largest, smallest */
+    int64_t n[BOX_LEVELS];       /* boxes of a level; n[0]: slots */
+    uint16_t *level[BOX_LEVELS]; /* [n][2][d] bfloat16: largest rounded up, smallest rounded down */
 } boxes;
 
-int64_t boxes_floats(int64_t d, int64_t n_slots); /* memory that it takes */
-boxes boxes_at(float *memory, int64_t d, int64_t n_slots);
+int64_t boxes_values(int64_t d, int64_t n_slots); /* that `memory` has */
+boxes boxes_at(uint16_t *memory, int64_t d, int64_t n_slots);
 
 /* The box of a slot anew: cleared, then every key of the block, then the boxes around it; slots from n_used on are empty. */
 void boxes_clear(const boxes *b, int64_t slot);
@@ -40,10 +40,12 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used);
 /* A slot whose block is not whole: its box is that of a key of zeros, whatever lay there. */
 void boxes_empty(const boxes *b, int64_t slot, int64_t n_used);
 
-/* query[2 d] for q[d]. */
+/* query[2 d] for q[d]: its product with a box is the bound. */
 void boxes_query(const float *q, int64_t d, float *query);
+typedef void box_products(const float *query, const uint16_t *around, int64_t n_boxes, int64_t n,
+                          float *bounds); /* as kernels.dots */
 /* The up to n slots below n_used with number[slot] < limit that have the best bounds, into picks[n]; beams[2 * beam] is work space. */
-int64_t boxes_find(const boxes *b, const float *query, int64_t n_used, const int64_t *number, int64_t limit, int64_t n,
-                   pick *picks, int64_t beam, pick *beams);
+int64_t boxes_find(const boxes *b, box_products *products, const float *query, int64_t n_used, const int64_t *number,
+                   int64_t limit, int64_t n, pick *picks, int64_t beam, pick *beams);
 
 #endif

@@ -96,7 +96,7 @@ def measure(
     options = {**options, "rollback": max(plan.chunk, longest)}  # a test is taken back, so that each starts at the same depth
     rows = []
     weights = step_bytes(model)
-    source = _Tokens(model)
+    source = Tokens(model)
     for depth in depths:
         with model.session(**options) as session:
             opened(session)
@@ -111,14 +111,7 @@ def measure(
                 samples = []
                 for i in range(repetitions):
                     progress(f"{'tg' if one_by_one else 'pp'}{n} @ d{depth:,}: {i + 1} of {repetitions}")
-                    seconds, rounds = 0.0, 0
-                    while seconds < LEAST_SECONDS:
-                        began = time.perf_counter()
-                        for _ in range(n if one_by_one else 1):
-                            source.read(session, 1 if one_by_one else n)
-                        seconds, rounds = seconds + time.perf_counter() - began, rounds + 1
-                        session.rewind_to(depth)
-                    samples.append(rounds * n / seconds)
+                    samples.append(sample(session, source, depth, n, one_by_one))
                 fetched = int(weights + per_slot * visible) if one_by_one else 0
                 test = (0, n) if one_by_one else (n, 0)
                 speed = read_speed(model) if one_by_one else 0.0
@@ -127,7 +120,19 @@ def measure(
     return rows
 
 
-def reach_depth(session, depth: int, source: _Tokens) -> None:
+def sample(session, source: Tokens, depth: int, n: int, one_by_one: bool) -> float:
+    """Tokens a second of n tokens after `depth`, over as many rounds as fill a quarter of a second; each is taken back."""
+    seconds, rounds = 0.0, 0
+    while seconds < LEAST_SECONDS:
+        began = time.perf_counter()
+        for _ in range(n if one_by_one else 1):
+            source.read(session, 1 if one_by_one else n)
+        seconds, rounds = seconds + time.perf_counter() - began, rounds + 1
+        session.rewind_to(depth)
+    return rounds * n / seconds
+
+
+def reach_depth(session, depth: int, source: Tokens) -> None:
     """Brings an empty session to `depth` tokens: reads them all, or as many as fill the buffer."""
     filling = min(depth, session.plan.ring_slots + session.plan.sinks + session.plan.chunk)
     if depth > filling:
@@ -136,7 +141,7 @@ def reach_depth(session, depth: int, source: _Tokens) -> None:
         source.read(session, filling)
 
 
-class _Tokens:
+class Tokens:
     """Ids drawn from the vocabulary, the same in every run."""
 
     def __init__(self, model):

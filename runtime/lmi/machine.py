@@ -10,7 +10,7 @@ from lmi.errors import InvalidArgument
 
 ISA_NAMES = ("auto", "ref", "avx2", "avx512", "neon")  # by value of lmi_isa
 KV_TYPES = ("f16", "q8_0", "f32")  # by value of lmi_kv_type
-PLACEMENTS = ("ceiling", "contiguous")  # by value of lmi_placement
+PLACEMENTS = ("ceiling", "contiguous", "true")  # by value of lmi_placement
 DEVICES = ("auto", "cpu", "cuda")  # by value of lmi_device
 
 

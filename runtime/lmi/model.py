@@ -302,18 +302,18 @@ class Model(Handle):
             return make_plan(m, **{**self._defaults, **options})
 
     def session(self, **options):
-        """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling" or
-        "contiguous"), all_logits, importance (for `Session.importance`), draft (tokens guessed ahead while writing, at most 7:
-        the text is the same, bit for bit, and comes sooner where it repeats what was read). Raises OutOfMemory before anything
-        is allocated if it cannot fit.
+        """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling",
+        "contiguous" or "true"), all_logits, importance (for `Session.importance`), draft (tokens guessed ahead while writing,
+        at most 7: the text is the same, bit for bit, and comes sooner where it repeats what was read). Raises OutOfMemory
+        before anything is allocated if it cannot fit.
 
         `recall`: what becomes of tokens that left the window and are no sinks, instead of being forgotten. "blocks:8x32" keeps
-        them in blocks of 32 tokens, and each kv head of each layer sees the 8 blocks that it looks for most; "surprise:256" keeps
-        the 256 tokens that the model expected least; "topk:5" is LM-Infinite's own, which keeps all and lets each query head of
-        a token read alone see 5. A kind alone has the library's numbers. With it: `recall_budget` (bytes, or "4G"; default 1 GiB)
-        that blocks and topk may keep; `recall_folder`, where keys and values lie in a nameless file instead of in memory;
-        `recall_layer`, the first that recalls; `recall_distance`, at which recalled tokens seem to be (default: half a window);
-        `recall_decay`, what surprise counts after another window of text (default 0.9). On the CPU only."""
+        them in blocks of 32 tokens; each kv head of each layer sees the 8 blocks that it looks for most. "surprise:256" keeps
+        the 256 tokens that the model expected least. "topk:5" is LM-Infinite's own, which keeps all and lets each query head
+        of a token read alone see 5. A kind alone has the library's numbers. With it: `recall_budget`, bytes or "4G" (default
+        1 GiB) that blocks and topk may keep; `recall_folder`, where keys and values lie in a nameless file instead of in
+        memory; `recall_layer`, the first that recalls; `recall_distance`, at which recalled tokens seem to be (default: half
+        a window); `recall_decay`, what surprise counts after another window of text (default 0.9). On the CPU only."""
         from lmi.session import Session
 
         return Session(self, **{**self._defaults, **options})

@@ -23,9 +23,9 @@ class Plan:
     grows), `work_bytes` (activations, logits, scratch), `tokenizer_bytes`, their sum `total_bytes`, and `available_bytes` that
     the system can give now. `weights_mapped`: weights are pages of the file, which the system can drop and read again.
 
-    What may be kept of the middle of the text: `recall_tokens` tokens in `recall_bytes`, of which `recall_file_bytes` lie in a file
-    and the rest is part of `context_bytes` (pages are taken as it fills); a token sees at most `recall_seen` of them (of `topk`:
-    each query head).
+    What may be kept of the middle of the text: `recall_tokens` tokens in `recall_bytes`, of which `recall_file_bytes` lie in a
+    file and the rest is part of `context_bytes` (pages are taken as it fills); a token sees at most `recall_seen` of them (of
+    `topk`: each query head).
 
     On the GPU: `device_layers` of the model, the last ones (0: none, and the rest is 0), `device_weight_bytes`,
     `device_context_bytes`, `device_work_bytes`; `device_needed_bytes` of them are still to be found there, where

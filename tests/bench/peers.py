@@ -128,10 +128,10 @@ def text_worker(engine: str, path: str, threads: int, isa: str, depths: list[int
     subject = ENGINES[engine](path, threads, max(depths), isa) if engine != "lmi" else None
     if engine == "lmi":
         import lmi
-        from lmi.bench import _Tokens, reach_depth
+        from lmi.bench import Tokens, reach_depth
 
         model = lmi.Model(path, threads=threads, isa=isa or "auto")
-        source = _Tokens(model)
+        source = Tokens(model)
     print("ready", engine, flush=True)
     done = 0
     for depth in depths:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from door import open_model
+from door import DoorError, open_model
 from oracle import tiny_hf
 from oracle.lambda_hf import lambda_attention
 
@@ -156,3 +156,10 @@ def test_what_is_forgotten_is_seen(native, made, tmp_path, name):
         with open_model(native, changed) as opened:
             got = opened.rows(tokens, window=64, sinks=16, kv="f32")
         assert error(got, expected[:, : got.shape[1]]) > 2 * TOLERANCE, forgotten
+
+
+@pytest.mark.parametrize("placement", ["contiguous", "true"])
+def test_alibi_has_only_the_ceiling(native, made, placement):
+    with open_model(native, made("mpt")[1]) as opened, pytest.raises(DoorError) as e, opened.session(placement=placement):
+        pass
+    assert f"the {placement} placement needs rotary positions; this model has ALiBi | Use the ceiling" in str(e.value)

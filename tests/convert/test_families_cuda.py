@@ -71,11 +71,11 @@ def tokens_for(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", tiny_hf.BY_NAME)
 def test_as_the_cpu(made, cuda, name):
-    """Beyond the window, in both placements, token by token and in chunks."""
+    """Beyond the window, in every placement, token by token and in chunks."""
     _, path = made(name)
     tokens = tokens_for(70)
     with lmi.Model(path, device="cpu") as cpu, cuda(path) as gpu:
-        for placement in ("ceiling", "contiguous") if name in ("llama", "gptj") else ("ceiling",):
+        for placement in ("ceiling", "contiguous", "true") if name in ("llama", "gptj") else ("ceiling",):
             options = {"window": 18, "sinks": 3, "chunk": 40, "kv_type": "f32", "placement": placement}
             assert worst(one_by_one(gpu, tokens[:26], **options), one_by_one(cpu, tokens[:26], **options)) < SINGLE
             assert noise(at_once(gpu, tokens, **options), at_once(cpu, tokens, **options)) < NOISE

@@ -39,6 +39,8 @@ def test_set_of_a_query():
     c = lambda64.distances(8, 4, 2, "contiguous")
     assert c[5].tolist() == [5, 4, 3, 2, 1, 0, -1, -1]
     assert c[7].tolist() == [5, 4, -1, -1, 3, 2, 1, 0]
+    t = lambda64.distances(8, 4, 2, "true")
+    assert t[7].tolist() == [7, 6, -1, -1, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("start_size, recent_size", [(1, 4), (4, 7), (3, 1), (9, 3)])

@@ -80,7 +80,7 @@ def test_any_cutting_into_chunks(model, tokens, expected):
 
 
 @pytest.mark.parametrize("start", [10**6, 2**24 - 3, 2**24 + 5, 2 * 10**8, 2**31 - 64, 2**32 - 64, 10**10, 2**53 - 64])
-@pytest.mark.parametrize("placement", ["ceiling", "contiguous"])
+@pytest.mark.parametrize("placement", door.PLACEMENTS)
 def test_any_start_of_the_counter(model, tokens, start, placement):
     """Spec test 5: distances do not depend on where the text begins. Angles in float32 would be noise at 10^7 and beyond."""
     reference = model.rows(tokens, window=WINDOW, sinks=SINKS, placement=placement)
@@ -134,7 +134,7 @@ def test_bit_identical_for_any_number_of_threads(native, tmp_path, isa, weight_t
 
 
 @pytest.mark.parametrize(("window", "sinks"), [(1, 0), (1, 1), (2, 50), (400, 4), (40, 299), (40, 1000)])
-@pytest.mark.parametrize("placement", ["ceiling", "contiguous"])
+@pytest.mark.parametrize("placement", door.PLACEMENTS)
 def test_edges_of_window_and_sinks(model, tiny, tokens, window, sinks, placement):
     rows = model.rows(tokens, window=window, sinks=sinks, placement=placement)
     assert np.all(np.isfinite(rows))
@@ -233,7 +233,8 @@ def test_state_of_other_options_is_refused(model, tokens):
     with model.session(window=WINDOW, sinks=SINKS) as session:
         session.read(tokens[:50])
         state = session.state()
-    for other in ({"window": WINDOW + 1}, {"sinks": SINKS + 1}, {"kv": "f16"}, {"placement": "contiguous"}, {"chunk": 512}):
+    placements = ({"placement": "contiguous"}, {"placement": "true"})
+    for other in ({"window": WINDOW + 1}, {"sinks": SINKS + 1}, {"kv": "f16"}, *placements, {"chunk": 512}):
         with model.session(**{"window": WINDOW, "sinks": SINKS, **other}) as session:
             session.read(tokens[:20])
             before = session.logits()

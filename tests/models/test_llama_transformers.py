@@ -119,7 +119,7 @@ def test_equals_transformers_inside_the_window(model, tiny):
         assert door.relative_error(model.rows(tokens, window=CONTEXT, sinks=4, chunk=chunk), expected) < 1e-4
 
 
-@pytest.mark.parametrize("placement", ["ceiling", "contiguous"])
+@pytest.mark.parametrize("placement", door.PLACEMENTS)
 def test_equals_the_definition_beyond_the_window(model, tiny, placement):
     tokens = tiny.random_tokens(150, seed=4)
     for window, sinks in ((16, 4), (16, 0), (5, 16), (1, 1), (33, 3)):
@@ -137,6 +137,7 @@ def test_ordinary_attention_would_differ(tiny):
         transformer64.forward(tiny, tokens),
         transformer64.forward(tiny, tokens, window=10, sinks=4),
         transformer64.forward(tiny, tokens, window=9, sinks=4, placement="contiguous"),
+        transformer64.forward(tiny, tokens, window=9, sinks=4, placement="true"),
         transformer64.forward(tiny, tokens, window=9, sinks=5),
     ]
     if tiny.native_window is not None:

@@ -396,6 +396,7 @@ static void check_far_bias(const kernels *k) {
                                .newest = newest,
                                .n_slots_used = part < 2 ? n : 10,
                                .window = part < 2 ? n : 3000000001,
+                               .distance = 2999999999,
                                .slot0 = part < 2 ? seam - 20 : 0,
                                .slot1 = part == 0   ? seam
                                         : part == 1 ? seam - 20 + 40
@@ -410,7 +411,7 @@ static void check_far_bias(const kernels *k) {
         (part < 2 ? k->attend_ring : k->attend_sinks)[LMI_KV_F16](&far);
         double sum = 0, top = -INFINITY;
         for (int64_t slot = far.slot0; slot < far.slot1; slot++) {
-            const int64_t distance = part == 2 ? far.window : slot < seam ? seam - 1 - slot : seam - 1 - slot + n;
+            const int64_t distance = part == 2 ? far.distance : slot < seam ? seam - 1 - slot : seam - 1 - slot + n;
             const double logit = -(double)slope * (double)(float)distance;
             sum = logit > top ? sum * exp(top - logit) + 1 : sum + exp(logit - top);
             top = fmax(top, logit);

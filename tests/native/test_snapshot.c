@@ -246,7 +246,7 @@ static void test_forged(void) {
         lmi_status status;
         const char *message;
     } cases[] = {
-        {8, 4, 2, LMI_UNSUPPORTED, "version 2, this program reads 1"},
+        {8, 4, 1, LMI_UNSUPPORTED, "version 1, this program reads 2"},
         {8, 4, 0xffffffff, LMI_UNSUPPORTED, "version 4294967295"},
         {12, 4, 255, LMI_BAD_FORMAT, "impossible form"},
         {16, 1, 0, LMI_STATE, "saved with another model"},
@@ -265,7 +265,8 @@ static void test_forged(void) {
         {80, 4, 3, LMI_BAD_FORMAT, "unknown"},
         {80, 4, UINT32_MAX, LMI_BAD_FORMAT, "unknown"},
         {84, 4, 1, LMI_STATE, "saved with --placement contiguous, this session has ceiling"},
-        {84, 4, 2, LMI_BAD_FORMAT, "unknown"},
+        {84, 4, 2, LMI_STATE, "saved with --placement true, this session has ceiling"},
+        {84, 4, 3, LMI_BAD_FORMAT, "unknown"},
         {88, 8, 4608, LMI_STATE, "4608 slots and 32000 tokens in the vocabulary, this session has 4607 and 32000"},
         {88, 8, 0, LMI_BAD_FORMAT, "buffer has no size"},
         {96, 8, 32001, LMI_STATE, "4607 slots and 32001 tokens"},
@@ -290,8 +291,16 @@ static void test_forged(void) {
         {144, 8, UINT64_MAX - 400, LMI_BAD_FORMAT, "impossible sizes"},
         {144, 8, (uint64_t)1 << 63, LMI_BAD_FORMAT, "incomplete"},
         {176, 8, 1, LMI_BAD_FORMAT, "impossible sizes"},
-        {208, 1, 1, LMI_BAD_FORMAT, "impossible form"},
-        {251, 1, 255, LMI_BAD_FORMAT, "impossible form"},
+        {208, 4, 3, LMI_STATE, "saved with recall blocks 0x0 from layer 0"},
+        {208, 4, 4, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {212, 4, UINT32_MAX, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {216, 8, 8, LMI_STATE, "saved with recall none"},
+        {216, 8, UINT64_MAX, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {224, 8, UINT64_MAX, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {232, 8, UINT64_MAX, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {240, 8, UINT64_MAX, LMI_BAD_FORMAT, "what it recalls is unknown"},
+        {248, 4, 0x7fc00000, LMI_BAD_FORMAT, "what it recalls is unknown"}, /* NaN */
+        {248, 4, 0x40000000, LMI_BAD_FORMAT, "what it recalls is unknown"}, /* 2 */
     };
     memory m = make(100, 0, 37, 5, 1);
     size_t size;

@@ -4,6 +4,7 @@ For a query at p and a key at j, n = p - j:
   0 <= n < L             seen at its true distance n
   n >= L and j < G       seen at distance L (ceiling: LM-Infinite, arXiv 2308.16137, section 4)
                          or at min(p, L + G - 1) - j (contiguous: StreamingLLM, arXiv 2309.17453, as one formula)
+                         or at n itself (true: the paper's Λ mask without its limit of distance)
   otherwise              not seen: weight exactly 0
 A logit is scale * <R(distance) q, k>, so no angle here is ever large, whatever the absolute positions; then, in models that do
 so, capped: c tanh(logit / c), and biased: - slope * distance (ALiBi). A learned sink logit of a head stands beside the logits
@@ -97,7 +98,7 @@ def distances(n_tokens: int, window: int, sinks: int, placement: str) -> np.ndar
             if n < window:
                 out[p, j] = n
             elif j < sinks:
-                out[p, j] = window if placement == "ceiling" else min(p, window + sinks - 1) - j
+                out[p, j] = {"ceiling": window, "contiguous": min(p, window + sinks - 1) - j, "true": n}[placement]
     return out
 
 

@@ -2,7 +2,7 @@
 
 For a query at p and a key at j <= p, n = p - j:
   n <  L              seen at distance n
-  n >= L and j < G    seen at distance L (ceiling), or min(p, L + G - 1) - j (contiguous)
+  n >= L and j < G    seen at distance L (ceiling), or min(p, L + G - 1) - j (contiguous), or n (true)
   otherwise           not seen
 (LM-Infinite, arXiv 2308.16137, section 4; StreamingLLM, arXiv 2309.17453, for the second placement.) A layer with a native
 window w has L = min(L, w) and no sinks.
@@ -70,8 +70,10 @@ def attention(q, k, v, model: TinyModel, window: int, sinks: int, placement: str
     if placement == "ceiling":
         q_sink = rotate(q, np.full(n_tokens, window), omega, magnitude)
         k_sink = rotate(k, np.zeros(n_tokens), omega, magnitude)
-    else:
+    elif placement == "contiguous":
         q_sink, k_sink = rotate(q, np.minimum(p, window + sinks - 1), omega, magnitude), k_band
+    else:
+        q_sink, k_sink = q_band, k_band
     distance = p[:, None] - p[None, :]
     in_band = (distance >= 0) & (distance < window)
     is_sink = (distance >= window) & (p[None, :] < sinks)

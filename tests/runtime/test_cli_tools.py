@@ -152,11 +152,11 @@ def test_bench(lmi, tiny):
 
 
 def test_depth_is_reached_with_a_full_buffer(model):
-    from lmi.bench import _Tokens, reach_depth
+    from lmi.bench import Tokens, reach_depth
 
     for depth in (0, 7, 100, 5000, 10**9):
         with model.session(window=48, sinks=8, chunk=32) as s:
-            reach_depth(s, depth, _Tokens(model))
+            reach_depth(s, depth, Tokens(model))
             assert s.position == depth
             if depth > 200:
                 view = s.view

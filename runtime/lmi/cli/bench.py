@@ -9,7 +9,16 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Interrupted
-from lmi.cli.options import Depths, model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
+from lmi.cli.options import (
+    Depths,
+    model_argument,
+    model_options,
+    open_model,
+    output_options,
+    recall_options,
+    session_options,
+    window_tokens,
+)
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, model_name, quant_name

@@ -15,6 +15,7 @@ COMMANDS = {
     "tokenize": ("tokenize", "Turn text into tokens."),
     "bench": ("bench", "Measure reading and writing speed, at any depth."),
     "perplexity": ("perplexity", "Measure how well a model predicts a text, by position."),
+    "eval": ("eval", "Compare kinds of attention: prediction, retrieval, speed."),
     "doctor": ("doctor", "Check this installation and this machine."),
     "convert": ("convert", "Turn a checkpoint folder into a GGUF file."),
     "quantize": ("quantize", "Write a GGUF file with smaller weights."),

@@ -8,7 +8,15 @@ import json
 import click
 
 from lmi import errors
-from lmi.cli.options import model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
+from lmi.cli.options import (
+    model_argument,
+    model_options,
+    open_model,
+    output_options,
+    recall_options,
+    session_options,
+    window_tokens,
+)
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.summary import context_text, device_lines, device_text, info_lines, quant_name, tensor_mix
@@ -26,7 +34,9 @@ SHOWN = 8  # elements of an array
 @recall_options
 @model_options
 @output_options
-def info(model, console, show_metadata, show_tensors, show_template, as_json, window, sinks, kv_type, chunk, recalling, **opening):
+def info(
+    model, console, show_metadata, show_tensors, show_template, as_json, window, sinks, kv_type, chunk, recalling, **opening
+):
     """Show what a model file holds and what it would need.
 
     \b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import click
 
@@ -56,6 +57,40 @@ class Depths(click.ParamType):
             return value
         one = click.IntRange(0, 2**62)
         return tuple(one.convert(part.strip().replace("_", ""), param, ctx) for part in value.split(","))
+
+
+def count_of(text: str) -> int | None:
+    """16, 16k (16,000), 10M (10,000,000), 1_000; None for anything else."""
+    found = re.fullmatch(r"([0-9][0-9_]*)([kKmM]?)", text.strip())
+    if not found:
+        return None
+    return int(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()]
+
+
+class Count(click.ParamType):
+    """A number of tokens, with k for thousands and M for millions."""
+
+    name = "n|nk|nM"
+
+    def __init__(self, least: int = 0):
+        self._least = least
+
+    def convert(self, value, param, ctx):
+        n = value if isinstance(value, int) else count_of(value)
+        if n is None:
+            self.fail(f"{value!r} is not a number of tokens such as 500, 16k or 10M.", param, ctx)
+        return click.IntRange(self._least, 2**62).convert(n, param, ctx)
+
+
+class Counts(Count):
+    """Several, separated by commas."""
+
+    name = "n,n,..."
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        return tuple(super(Counts, self).convert(part, param, ctx) for part in str(value).split(","))
 
 
 def _all(function, options):

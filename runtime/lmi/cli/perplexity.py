@@ -38,7 +38,9 @@ from lmi.summary import context_text
 @recall_options
 @model_options
 @output_options
-def perplexity(model, file, console, max_tokens, last, every, on_error, as_json, window, sinks, kv_type, chunk, recalling, **opening):
+def perplexity(
+    model, file, console, max_tokens, last, every, on_error, as_json, window, sinks, kv_type, chunk, recalling, **opening
+):
     """Measure how well a model predicts a text, by position.
 
     \b

@@ -12,7 +12,16 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Console, Interrupted, Progress
-from lmi.cli.options import OPENING, model_argument, model_options, open_model, output_options, recall_options, session_options, window_tokens
+from lmi.cli.options import (
+    OPENING,
+    model_argument,
+    model_options,
+    open_model,
+    output_options,
+    recall_options,
+    session_options,
+    window_tokens,
+)
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes
 from lmi.generate import Sampling, Stats, generate

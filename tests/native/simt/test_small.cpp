@@ -102,8 +102,8 @@ static void test_turns(uint64_t *random) {
     const int32_t n_tokens = 4;
     double worst = 0;
     for (const auto &place : places) {
-        for (int contiguous = 0; contiguous < 2; contiguous++) {
-            const int64_t window = 23, sinks = 4;
+        for (int contiguous = 0; contiguous < 3; contiguous++) { /* 2: sinks at their true distance */
+            const int64_t window = 23, sinks = 4, furthest = contiguous == 2 ? INT64_MAX : window + sinks - 1;
             buffer<float> a(4 * 64), a_sink(4 * 64), a_key(4 * 64), b(4 * 300), b_sink(4 * 300), b_key(4 * 300);
             for (buffer<float> *all : {&a_sink, &a_key, &b_sink, &b_key}) {
                 std::fill(all->at, all->at + all->n, 99.0f);
@@ -113,12 +113,12 @@ static void test_turns(uint64_t *random) {
             args.control = control.at;
             args.n_tokens = n_tokens;
             args.n_turns = 2;
-            args.turns[0] = {tables.at, a.at, a_sink.at, a_key.at, window, sinks, 64, contiguous != 0};
-            args.turns[1] = {tables.at + 1, b.at, b_sink.at, b_key.at, 0, 0, 300, contiguous != 0};
+            args.turns[0] = {tables.at, a.at, a_sink.at, a_key.at, window, sinks, 64, contiguous != 0, furthest};
+            args.turns[1] = {tables.at + 1, b.at, b_sink.at, b_key.at, 0, 0, 300, contiguous != 0, furthest};
             cuda_launch_begin(&args, stream);
             finish();
             for (int64_t t = 0; t < n_tokens; t++) {
-                const int64_t index = place[0] + t, furthest = window + sinks - 1;
+                const int64_t index = place[0] + t;
                 worst = fmax(worst, worst_difference(a.at + 64 * t, &narrow, place[1] + index));
                 worst = fmax(worst, worst_difference(b.at + 300 * t, &wide, place[1] + index) / 1.25);
                 if (contiguous != 0) {
