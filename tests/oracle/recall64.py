@@ -182,7 +182,7 @@ class Reader:
                 heads = slice(kv * group, (kv + 1) * group)
                 look = q[rows, heads].sum(axis=(0, 1))
                 where = [s.sinks + b * s.block + np.arange(s.block) for b in candidates]
-                boxes = [(-bfloat16_up(-k[w, kv].min(axis=0)), bfloat16_up(k[w, kv].max(axis=0))) for w in where]
+                boxes = ((-_bfloat16_above(-k[w, kv].min(axis=0)), _bfloat16_above(k[w, kv].max(axis=0))) for w in where)
                 bounds = np.array([np.maximum(look * smallest, look * largest) for smallest, largest in boxes])
                 for i in self._best(bounds.sum(axis=1), np.abs(bounds).sum(axis=1), first + begin):
                     chosen[heads, rows, where[i]] = True
@@ -201,6 +201,12 @@ class Reader:
 
     def _doubt(self, position: int) -> None:
         self.close_call = position if self.close_call is None else self.close_call
+
+
+def _bfloat16_above(x: np.ndarray) -> np.ndarray:
+    """The nearest that are not less: the largest and the smallest of a block's keys are kept as such."""
+    fraction, exponent = np.frexp(x)
+    return np.ldexp(np.ceil(fraction * 256) / 256, exponent)
 
 
 def _nll(logits: np.ndarray, token: int) -> float:
