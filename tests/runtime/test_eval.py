@@ -178,9 +178,7 @@ def test_needles_of_several_names(opened):
 
 def test_too_short_a_prompt_says_what_it_needs(opened):
     settings = make_settings(opened, ("lambda",), window=WINDOW)
-    with pytest.raises(
-        package.InvalidArgument, match="a prompt of 30 tokens has no room for .* [0-9]+ tokens"
-    ):
+    with pytest.raises(package.InvalidArgument, match="a prompt of 30 tokens has no room for .* [0-9]+ tokens"):
         passkey.measure(opened, settings, [(30, 2)])
 
 
@@ -327,9 +325,11 @@ def test_what_was_ready_when_stopped_is_kept(lmi_command, tiny, tmp_path):
     assert not record["complete"] and [r["length"] for r in record["results"]] == [600]
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_or_a_device_is_no_file(tmp_path):
     with pytest.raises(package.OutputError, match="it is a folder"):
         require_writable(str(tmp_path), force=True)
+    with pytest.raises(package.OutputError, match="it is not a regular file"):
+        require_writable(os.devnull, force=True)
 
 
 # ---- plots --------------------------------------------------------------------------------------------------------------

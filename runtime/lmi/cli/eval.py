@@ -354,7 +354,7 @@ def retrieval_options(function):
     return function
 
 
-@eval.command(short_help="Whether a number hidden in filler is found again, by length and depth.")
+@eval.command(short_help="A number hidden in filler: found again?")
 @model_argument
 @retrieval_options
 @setting_options("lambda")
@@ -386,7 +386,7 @@ def passkey(model, console, lengths, samples, bins, seed, json_file, plot, force
         _retrieve(r, "passkey", measure, counts, bins, {"seed": seed}, chosen, json_file, plot)
 
 
-@eval.command(short_help="Whether a number hidden in a book is found again, or one of several.")
+@eval.command(short_help="A number hidden in a book, or several: found again?")
 @model_argument
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--keys", type=click.IntRange(1), default=1, show_default=True, help="Numbers that are hidden; one is asked for.")
@@ -462,7 +462,7 @@ def _retrieval_table(console, scores, bins) -> None:
 # ---- speed --------------------------------------------------------------------------------------------------------------
 
 
-@eval.command(short_help="Reading and writing speed and memory by depth, beside ordinary attention.")
+@eval.command(short_help="Speed and memory by depth, beside ordinary attention.")
 @model_argument
 @click.option("--depths", type=Counts(), default="0,1k,4k,16k,1M", show_default=True, help="Tokens already read.")
 @click.option("--n-prompt", "-p", type=Count(), default=512, show_default=True, help="Tokens read at once; 0: no such test.")
