@@ -13,6 +13,8 @@ from lmi.cli.options import (
     OPENING,
     Count,
     Counts,
+    RecallKind,
+    Size,
     Window,
     count_of,
     model_argument,
@@ -45,6 +47,7 @@ def eval():
       sinks                   the first G, last L     the true one
       limit                   all                     at most L
       lambda                  the first G, last L     at most L
+      lambda+RECALL           those, and some of the others that were kept (--recall)
 
     lambda is what lmi does otherwise. ordinary and limit keep the whole text: their memory grows with it. L is --window, G is
     --sinks. k stands for thousands and M for millions of tokens.
@@ -112,6 +115,14 @@ def setting_options(default: str):
                     "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Numbers of the context."
                 ),
                 click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
+                click.option(
+                    "--recall",
+                    type=RecallKind(),
+                    multiple=True,
+                    help="Also lambda that recalls: blocks:NxB, surprise:M or topk:K. Repeatable: each makes a setting.",
+                ),
+                click.option("--recall-budget", type=Size(), help="Most that blocks and topk may keep. [default: 1G]"),
+                click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
             ]
         ):
             function = option(function)
