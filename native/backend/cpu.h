@@ -69,7 +69,7 @@ typedef struct cpu_worker {
     pick *picks;       /* [K or N] best so far */
     pick *beams;       /* BLOCKS: [2][recall_beam] */
     void *few;         /* TOPK: a bank of K tokens */
-    float *look;       /* [3][head_dim]: sum of queries, and it as boxes want it */
+    float *look;       /* [head_dim]: sum of queries */
     void *attend_scratch;
     uint64_t epoch;
 } cpu_worker;

@@ -77,15 +77,14 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     }
 }
 
-/* More than what is chosen in the end, since a box around many keys promises more than one around few; and all of 16, so that the
- * search among up to 256 blocks is exact. */
-static int64_t beam_of(const middle_shape *m) { return m->n + 4 > BOX_FAN ? m->n + 4 : BOX_FAN; }
+/* More than what is chosen in the end, since a box around many keys promises more than one around few. */
+static int64_t beam_of(const middle_shape *m) { return m->n + 1 > BOX_FAN / 2 ? m->n + 1 : BOX_FAN / 2; }
 
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker) {
     const middle_shape *m = shape_of(c);
     const bool picks = m->kind == LMI_RECALL_TOPK || m->kind == LMI_RECALL_BLOCKS;
     worker->picks = take(taker, picks ? (uint64_t)m->n : 0, sizeof(pick));
-    worker->look = take(taker, picks ? 3 * (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
+    worker->look = take(taker, picks ? (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
     worker->beams = take(taker, m->kind == LMI_RECALL_BLOCKS ? 2 * (uint64_t)beam_of(m) : 0, sizeof(pick));
     const bool few = m->kind == LMI_RECALL_TOPK;
     worker->few = take(taker, few ? bank_bytes_of(c->model->spec, c->shape.kv_type, m->n) : 0, 1);
@@ -238,8 +237,7 @@ static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, c
     for (int64_t r = 0; r < n_rows; r++) {
         c->model->kernels->add(worker->look, q + r * d, d);
     }
-    boxes_query(worker->look, d, worker->look + d);
-    return boxes_find(&c->recall->boxes[shelf], c->model->kernels->dots, worker->look + d, blocks->n_used, blocks->block,
+    return boxes_find(&c->recall->boxes[shelf], c->model->kernels->box_bounds, worker->look, blocks->n_used, blocks->block,
                       n_whole, m->n, worker->picks, beam_of(m), worker->beams);
 }
 
@@ -294,11 +292,22 @@ static void attend_block(const backend_context *c, view *v, int64_t shelf, int64
     v->attend(&v->args);
 }
 
+/* Blocks lie far apart: the next one is on its way while this one is attended. */
+static void fetch(const backend_context *c, int64_t shelf, int64_t slot) {
+    const char *bank = (const char *)c->recall->store.bytes + (size_t)(slot * c->recall->n_shelves + shelf) * c->recall->bank_bytes;
+    for (size_t i = 0; i < c->recall->bank_bytes; i += 64) {
+        __builtin_prefetch(bank + i);
+    }
+}
+
 static void attend_blocks(backend_context *c, view *v, int64_t shelf, int64_t first, int64_t n, cpu_worker *worker) {
     const middle_shape *m = shape_of(c);
     middle_blocks *blocks = &c->recall->blocks;
     const int64_t n_picks = choose_blocks(c, shelf, first, v->args.q, v->args.n_rows, worker);
     for (int64_t i = 0; i < n_picks; i++) {
+        if (i + 1 < n_picks) {
+            fetch(c, shelf, worker->picks[i + 1].slot);
+        }
         atomic_store_explicit(&blocks->chosen[worker->picks[i].slot], first_of(c), memory_order_relaxed);
         attend_block(c, v, shelf, worker->picks[i].slot, first);
     }

@@ -123,8 +123,8 @@ typedef struct kernels {
     void (*clamp)(float *x, float limit, int64_t n);  /* to -limit .. limit, limit >= 0; NaN stays NaN */
     void (*add)(float *x, const float *y, int64_t n); /* x += y */
     void (*scale)(float *x, float factor, int64_t n); /* x *= factor */
-    /* y[r] = sum over i of x[i] rows[r][i], rows of bfloat16, in float32. */
-    void (*dots)(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y);
+    /* bounds[16] = sum over i of max(q[i] largest, q[i] smallest) of 16 boxes, tile [d][largest, smallest][16] of bfloat16. */
+    void (*box_bounds)(const float *q, const uint16_t *tile, int64_t d, float *bounds);
 } kernels;
 
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */

@@ -287,25 +287,26 @@ static inline void add_body(float *x, const float *y, int64_t n) {
     }
 }
 
-static inline void dots_body(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
-    const int64_t whole = n / VECTOR_PIECE * VECTOR_PIECE;
-    for (int64_t r = 0; r < n_rows; r++) {
-        const uint16_t *row = rows + r * n;
-        float sums[VECTOR_PIECE] = {0};
-        for (int64_t i = 0; i < whole; i += VECTOR_PIECE) {
-            for (int j = 0; j < VECTOR_PIECE; j++) {
-                sums[j] += x[i + j] * bf16_to_f32(row[i + j]);
+/* Four sums for each box, so that additions do not wait for one another. */
+static inline void box_bounds_body(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
+    float sums[4][16] = {{0}};
+    const int64_t whole = d / 4 * 4;
+    for (int64_t i = 0; i < whole; i += 4) {
+        for (int k = 0; k < 4; k++) {
+            const uint16_t *row = tile + ((i + k) * 2 + (q[i + k] <= 0.0f)) * 16;
+            for (int j = 0; j < 16; j++) {
+                sums[k][j] += q[i + k] * bf16_to_f32(row[j]);
             }
         }
-        for (int64_t i = whole; i < n; i++) {
-            sums[i - whole] += x[i] * bf16_to_f32(row[i]);
+    }
+    for (int64_t i = whole; i < d; i++) {
+        const uint16_t *row = tile + (i * 2 + (q[i] <= 0.0f)) * 16;
+        for (int j = 0; j < 16; j++) {
+            sums[0][j] += q[i] * bf16_to_f32(row[j]);
         }
-        for (int width = VECTOR_PIECE / 2; width > 0; width /= 2) {
-            for (int j = 0; j < width; j++) {
-                sums[j] += sums[j + width];
-            }
-        }
-        y[r] = sums[0];
+    }
+    for (int j = 0; j < 16; j++) {
+        bounds[j] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
     }
 }
 

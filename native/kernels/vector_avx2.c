@@ -33,8 +33,8 @@ static void clamp_avx2(float *x, float limit, int64_t n) { clamp_body(x, limit, 
 
 static void add_avx2(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void dots_avx2(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
-    dots_body(x, rows, n_rows, n, y);
+static void box_bounds_avx2(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, d, bounds);
 }
 
 static void scale_avx2(float *x, float factor, int64_t n) { scale_body(x, factor, n); }
@@ -51,5 +51,5 @@ void vector_fill_avx2(kernels *table) {
     table->clamp = clamp_avx2;
     table->add = add_avx2;
     table->scale = scale_avx2;
-    table->dots = dots_avx2;
+    table->box_bounds = box_bounds_avx2;
 }

@@ -34,8 +34,8 @@ static void clamp_avx512(float *x, float limit, int64_t n) { clamp_body(x, limit
 
 static void add_avx512(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void dots_avx512(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
-    dots_body(x, rows, n_rows, n, y);
+static void box_bounds_avx512(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, d, bounds);
 }
 
 static void scale_avx512(float *x, float factor, int64_t n) { scale_body(x, factor, n); }
@@ -52,5 +52,5 @@ void vector_fill_avx512(kernels *table) {
     table->clamp = clamp_avx512;
     table->add = add_avx512;
     table->scale = scale_avx512;
-    table->dots = dots_avx512;
+    table->box_bounds = box_bounds_avx512;
 }

@@ -39,8 +39,8 @@ static void clamp_ref(float *x, float limit, int64_t n) { clamp_body(x, limit, n
 
 static void add_ref(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void dots_ref(const float *x, const uint16_t *rows, int64_t n_rows, int64_t n, float *y) {
-    dots_body(x, rows, n_rows, n, y);
+static void box_bounds_ref(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, d, bounds);
 }
 
 static void scale_ref(float *x, float factor, int64_t n) { scale_body(x, factor, n); }
@@ -57,5 +57,5 @@ void vector_fill_ref(kernels *table) {
     table->clamp = clamp_ref;
     table->add = add_ref;
     table->scale = scale_ref;
-    table->dots = dots_ref;
+    table->box_bounds = box_bounds_ref;
 }

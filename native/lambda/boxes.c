@@ -19,12 +19,15 @@ int64_t pick_better(pick *picks, int64_t n, int64_t most, pick candidate) {
 
 static int64_t above(int64_t n) { return (n + BOX_FAN - 1) / BOX_FAN; }
 
+/* Whole tiles of 16 boxes. */
+static int64_t level_values(int64_t d, int64_t n) { return above(n) * BOX_FAN * 2 * d; }
+
 int64_t boxes_values(int64_t d, int64_t n_slots) {
-    int64_t n_boxes = n_slots;
-    for (int64_t n = n_slots; n > BOX_FAN; n_boxes += n) {
+    int64_t n_values = level_values(d, n_slots);
+    for (int64_t n = n_slots; n > BOX_FAN; n_values += level_values(d, n)) {
         n = above(n);
     }
-    return n_boxes * 2 * d;
+    return n_values;
 }
 
 boxes boxes_at(uint16_t *memory, int64_t d, int64_t n_slots) {
@@ -32,14 +35,18 @@ boxes boxes_at(uint16_t *memory, int64_t d, int64_t n_slots) {
     for (int64_t n = n_slots;; n = above(n)) {
         b.n[b.n_levels] = n;
         b.level[b.n_levels++] = memory;
-        memory += n * 2 * d;
+        memory += level_values(d, n);
         if (n <= BOX_FAN) {
             return b;
         }
     }
 }
 
-static uint16_t *box(const boxes *b, int level, int64_t i) { return b->level[level] + i * 2 * b->d; }
+enum { NEXT = 2 * BOX_FAN }; /* from a box's number to that of the next dimension */
+
+static uint16_t *tile_of(const boxes *b, int level, int64_t i) { return b->level[level] + i / BOX_FAN * NEXT * b->d; }
+static uint16_t *largest_of(const boxes *b, int level, int64_t i) { return tile_of(b, level, i) + i % BOX_FAN; }
+static uint16_t *smallest_of(const boxes *b, int level, int64_t i) { return largest_of(b, level, i) + BOX_FAN; }
 
 /* The nearest bfloat16 that is not less, and one that is not more; NaN stays NaN. */
 static uint16_t round_up(float x) {
@@ -50,57 +57,59 @@ static uint16_t round_up(float x) {
 
 static uint16_t round_down(float x) { return round_up(-x) ^ 0x8000; }
 
-void boxes_clear(const boxes *b, int64_t slot) {
-    uint16_t *largest = box(b, 0, slot), *smallest = largest + b->d;
+static void fill(const boxes *b, int64_t slot, uint16_t largest, uint16_t smallest) {
+    uint16_t *high = largest_of(b, 0, slot), *low = smallest_of(b, 0, slot);
     for (int64_t i = 0; i < b->d; i++) {
-        largest[i] = 0xff80; /* -inf */
-        smallest[i] = 0x7f80;
+        high[i * NEXT] = largest;
+        low[i * NEXT] = smallest;
     }
 }
+
+void boxes_clear(const boxes *b, int64_t slot) { fill(b, slot, 0xff80, 0x7f80); /* -inf, inf */ }
 
 void boxes_add(const boxes *b, int64_t slot, const float *key) {
-    uint16_t *largest = box(b, 0, slot), *smallest = largest + b->d;
-    for (int64_t i = 0; i < b->d; i++) {
-        largest[i] = key[i] <= bf16_to_f32(largest[i]) ? largest[i] : round_up(key[i]);
-        smallest[i] = key[i] >= bf16_to_f32(smallest[i]) ? smallest[i] : round_down(key[i]);
+    uint16_t *largest = largest_of(b, 0, slot), *smallest = smallest_of(b, 0, slot);
+    for (int64_t i = 0; i < b->d; i++, largest += NEXT, smallest += NEXT) {
+        *largest = key[i] <= bf16_to_f32(*largest) ? *largest : round_up(key[i]);
+        *smallest = key[i] >= bf16_to_f32(*smallest) ? *smallest : round_down(key[i]);
     }
 }
 
-/* `outer` grows to hold `inner`. */
-static void enclose(uint16_t *outer, const uint16_t *inner, int64_t d) {
-    for (int64_t i = 0; i < d; i++) {
-        outer[i] = bf16_to_f32(inner[i]) > bf16_to_f32(outer[i]) ? inner[i] : outer[i];
-        outer[d + i] = bf16_to_f32(inner[d + i]) < bf16_to_f32(outer[d + i]) ? inner[d + i] : outer[d + i];
+/* The box around the first n of a tile. */
+static void enclose(uint16_t *largest, uint16_t *smallest, const uint16_t *tile, int64_t n, int64_t d) {
+    for (int64_t i = 0; i < d; i++, largest += NEXT, smallest += NEXT, tile += NEXT) {
+        *largest = tile[0];
+        *smallest = tile[BOX_FAN];
+        for (int64_t j = 1; j < n; j++) {
+            *largest = bf16_to_f32(tile[j]) > bf16_to_f32(*largest) ? tile[j] : *largest;
+            *smallest = bf16_to_f32(tile[BOX_FAN + j]) < bf16_to_f32(*smallest) ? tile[BOX_FAN + j] : *smallest;
+        }
     }
 }
 
 void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
     int64_t used = n_used;
     for (int level = 1; level < b->n_levels; level++, used = above(used)) {
-        const int64_t first = slot / BOX_FAN * BOX_FAN, end = first + BOX_FAN < used ? first + BOX_FAN : used;
+        const int64_t first = slot / BOX_FAN * BOX_FAN, n = used - first < BOX_FAN ? used - first : BOX_FAN;
         slot /= BOX_FAN;
-        uint16_t *outer = box(b, level, slot);
-        memcpy(outer, box(b, level - 1, first), (size_t)(2 * b->d) * sizeof *outer);
-        for (int64_t i = first + 1; i < end; i++) {
-            enclose(outer, box(b, level - 1, i), b->d);
-        }
+        enclose(largest_of(b, level, slot), smallest_of(b, level, slot), tile_of(b, level - 1, first), n, b->d);
     }
 }
 
 void boxes_empty(const boxes *b, int64_t slot, int64_t n_used) {
-    memset(box(b, 0, slot), 0, (size_t)(2 * b->d) * sizeof *b->level[0]);
+    fill(b, slot, 0, 0);
     boxes_close(b, slot, n_used);
 }
 
-void boxes_query(const float *q, int64_t d, float *query) {
-    for (int64_t i = 0; i < d; i++) {
-        query[i] = q[i] > 0.0f ? q[i] : 0.0f;
-        query[d + i] = q[i] > 0.0f ? 0.0f : q[i];
+/* A search jumps from tile to tile: the next one is on its way while this one is looked at. */
+static void fetch(const uint16_t *tile, int64_t n_values) {
+    for (int64_t i = 0; i < n_values; i += 64 / (int64_t)sizeof *tile) {
+        __builtin_prefetch(tile + i);
     }
 }
 
-int64_t boxes_find(const boxes *b, box_products *products, const float *query, int64_t n_used, const int64_t *number,
-                   int64_t limit, int64_t n, pick *picks, int64_t beam, pick *beams) {
+int64_t boxes_find(const boxes *b, box_bounds *bound, const float *q, int64_t n_used, const int64_t *number, int64_t limit,
+                   int64_t n, pick *picks, int64_t beam, pick *beams) {
     int64_t used[BOX_LEVELS];
     used[0] = n_used;
     for (int level = 1; level < b->n_levels; level++) {
@@ -114,7 +123,10 @@ int64_t boxes_find(const boxes *b, box_products *products, const float *query, i
         for (int64_t f = 0; f < n_from; f++) {
             const int64_t first = from[f].slot * BOX_FAN, end = first + BOX_FAN < used[level] ? first + BOX_FAN : used[level];
             float bounds[BOX_FAN];
-            products(query, box(b, level, first), end - first, 2 * b->d, bounds);
+            if (f + 1 < n_from) {
+                fetch(tile_of(b, level, from[f + 1].slot * BOX_FAN), NEXT * b->d);
+            }
+            bound(q, tile_of(b, level, first), b->d, bounds);
             for (int64_t i = first; i < end; i++) {
                 const pick candidate = {.score = bounds[i - first], .slot = i};
                 if (level > 0) {

@@ -26,7 +26,7 @@ typedef struct boxes {
     int64_t d;
     int n_levels;
     int64_t n[BOX_LEVELS];       /* boxes of a level; n[0]: slots */
-    uint16_t *level[BOX_LEVELS]; /* [n][2][d] bfloat16: largest rounded up, smallest rounded down */
+    uint16_t *level[BOX_LEVELS]; /* [n / 16][d][2][16] bfloat16: largest rounded up, smallest rounded down */
 } boxes;
 
 int64_t boxes_values(int64_t d, int64_t n_slots); /* that `memory` has */
@@ -40,12 +40,9 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used);
 /* A slot whose block is not whole: its box is that of a key of zeros, whatever lay there. */
 void boxes_empty(const boxes *b, int64_t slot, int64_t n_used);
 
-/* query[2 d] for q[d]: its product with a box is the bound. */
-void boxes_query(const float *q, int64_t d, float *query);
-typedef void box_products(const float *query, const uint16_t *around, int64_t n_boxes, int64_t n,
-                          float *bounds); /* as kernels.dots */
+typedef void box_bounds(const float *q, const uint16_t *tile, int64_t d, float *bounds); /* as kernels.box_bounds */
 /* The up to n slots below n_used with number[slot] < limit that have the best bounds, into picks[n]; beams[2 * beam] is work space. */
-int64_t boxes_find(const boxes *b, box_products *products, const float *query, int64_t n_used, const int64_t *number,
-                   int64_t limit, int64_t n, pick *picks, int64_t beam, pick *beams);
+int64_t boxes_find(const boxes *b, box_bounds *bound, const float *q, int64_t n_used, const int64_t *number, int64_t limit,
+                   int64_t n, pick *picks, int64_t beam, pick *beams);
 
 #endif

@@ -46,11 +46,19 @@ static void enclose(const fixture *f, int64_t slot, int64_t n_used) {
     boxes_close(&f->b, slot, n_used);
 }
 
+/* Of a box's dimension k, as boxes.h lays them out. */
+static float largest(const fixture *f, int level, int64_t i, int64_t k) {
+    return bf16_to_f32(f->b.level[level][((i / 16 * f->d + k) * 2 + 0) * 16 + i % 16]);
+}
+
+static float smallest(const fixture *f, int level, int64_t i, int64_t k) {
+    return bf16_to_f32(f->b.level[level][((i / 16 * f->d + k) * 2 + 1) * 16 + i % 16]);
+}
+
 static double bound(const fixture *f, int level, int64_t i, const float *q) {
-    const uint16_t *largest = f->b.level[level] + i * 2 * f->d, *smallest = largest + f->d;
     double sum = 0;
     for (int64_t k = 0; k < f->d; k++) {
-        sum += (double)q[k] * (double)bf16_to_f32(q[k] > 0 ? largest[k] : smallest[k]);
+        sum += (double)q[k] * (double)(q[k] > 0 ? largest(f, level, i, k) : smallest(f, level, i, k));
     }
     return sum;
 }
@@ -68,7 +76,6 @@ static void test_hold(int64_t d, int64_t n, int64_t n_used) {
     int64_t width = 1, used = n_used;
     for (int level = 0; level < f.b.n_levels; level++, width *= BOX_FAN, used = (used + BOX_FAN - 1) / BOX_FAN) {
         for (int64_t i = 0; i < used; i++) {
-            const uint16_t *largest = f.b.level[level] + i * 2 * d, *smallest = largest + d;
             const int64_t first = i * width * BLOCK, end = (i + 1) * width < n_used ? (i + 1) * width * BLOCK : n_used * BLOCK;
             for (int64_t k = 0; k < d; k++) {
                 float most = -INFINITY, least = INFINITY;
@@ -76,7 +83,7 @@ static void test_hold(int64_t d, int64_t n, int64_t n_used) {
                     most = fmaxf(most, f.keys[key * d + k]);
                     least = fminf(least, f.keys[key * d + k]);
                 }
-                const float high = bf16_to_f32(largest[k]), low = bf16_to_f32(smallest[k]);
+                const float high = largest(&f, level, i, k), low = smallest(&f, level, i, k);
                 CHECK(high >= most && high - most <= fabsf(most) / 128, "level %d box %lld: %g for %g", level, (long long)i,
                       (double)high, (double)most);
                 CHECK(low <= least && least - low <= fabsf(least) / 128, "level %d box %lld: %g for %g", level, (long long)i,
@@ -118,10 +125,8 @@ static void look(float *q, int64_t d, uint64_t *seed) {
 }
 
 static int64_t find(const fixture *f, const kernels *k, const float *q, int64_t n_used, int64_t limit, int64_t n, pick *picks) {
-    float query[2 * MAX_D];
     pick *beams = malloc((size_t)(2 * (n + 8)) * sizeof *beams); /* exactly, so that a sanitizer sees one too many */
-    boxes_query(q, f->d, query);
-    const int64_t found = boxes_find(&f->b, k->dots, query, n_used, f->number, limit, n, picks, n + 8, beams);
+    const int64_t found = boxes_find(&f->b, k->box_bounds, q, n_used, f->number, limit, n, picks, n + 8, beams);
     free(beams);
     return found;
 }
