@@ -204,6 +204,22 @@ def write(
     return total
 
 
+def write_pieces(
+    path: str | os.PathLike, pieces: Sequence[bytes], *, overwrite: bool = False, verify: Callable[[str], object]
+) -> int:
+    """Writes a file of another kind in the same way; returns its size."""
+    path = os.fspath(path)
+    require_writable(path, overwrite=overwrite)
+    total = sum(map(len, pieces))
+    with _partial(path, total) as (partial, out):
+        for piece in pieces:
+            out(piece)
+        verify(partial)
+        if not overwrite and os.path.lexists(path):
+            raise _exists(path)
+    return total
+
+
 def read_back(path: str) -> None:
     """Opens a file with the library's strict reader: header, extents, every shape against the hyper-parameters, vocabulary."""
     from lmi import Model

@@ -47,10 +47,12 @@ typedef struct context_shape {
     const layer_context *layers; /* [n_layers] of the whole model; a part holds those of its own */
     lmi_kv_type kv_type;
     lmi_placement placement;
-    int64_t chunk;    /* most tokens in one run */
-    int64_t n_exact;  /* runs of so many tokens give the very bits that single tokens give */
-    int64_t n_logits; /* most rows of logits that one run is asked for */
-    bool importance;  /* keep sums of what weights are multiplied with */
+    int64_t chunk;      /* most tokens in one run */
+    int64_t n_exact;    /* runs of so many tokens give the very bits that single tokens give */
+    int64_t n_logits;   /* most rows of logits that one run is asked for */
+    bool importance;    /* keep sums of what weights are multiplied with */
+    bool last_hidden;   /* some run will ask for rows after the last norm */
+    int64_t steer_rank; /* most directions of the steers of a run; 0: no run has any */
     middle_shape middle;
     const char *recall_folder; /* of what is kept of the middle; NULL: memory. Not looked at once the context is open */
 } context_shape;
@@ -75,6 +77,14 @@ typedef struct backend_bytes {
 
 typedef struct backend_context backend_context; /* one session's part, each backend's own */
 
+/* c + sum over i of (c . down_i) up_i for a row c after the last norm: what steers come to, before the output matrix (LM-Steer,
+ * arXiv 2305.12798). Factors include every scale. */
+typedef struct steer_factors {
+    int64_t rank;
+    const float *down; /* [rank][n_embd] */
+    const float *up;   /* [n_embd][rank] */
+} steer_factors;
+
 /* A chunk: token i has index first + i in the text (it decides slots and visibility) and position start + first + i (it
  * decides the rotation). Logits [n_logits][n_vocab] are those of the last n_logits tokens, 0 <= n_logits <= n_tokens. */
 typedef struct backend_chunk {
@@ -86,7 +96,10 @@ typedef struct backend_chunk {
     float *hidden_out;      /* the same after the last step, or NULL: not wanted */
     float *logits;          /* NULL where the backend keeps them for fetch_logits and candidates */
     int64_t n_logits;
-    const atomic_int *cancel; /* looked at between steps: non-zero stops with LMI_CANCELLED */
+    float *last_hidden; /* [n_last_hidden][n_embd]: rows of the last tokens after the last norm, not steered */
+    int64_t n_last_hidden;
+    const steer_factors *steer; /* of the logits; NULL: they are the model's own */
+    const atomic_int *cancel;   /* looked at between steps: non-zero stops with LMI_CANCELLED */
 } backend_chunk;
 
 /* Functions below the line are NULL where a backend has no use for them. Contexts of one model live in different threads: whoever calls
@@ -109,6 +122,7 @@ typedef struct backend {
     uint64_t (*weight_bytes)(const backend_model *model);
     /* ---- */
     void (*close)(backend_context *context); /* gives back what is not in the arena; before the arena goes */
+    bool steers;                             /* keeps rows after the last norm, and steers them */
     /* Of step `i` of the part, since the context was opened; NULL if the shape asked for none or the step has no weights. */
     const input_sums *(*importance)(const backend_context *context, int64_t i);
     /* Of a device: what it is and has free now; LMI_DEVICE with cause and remedy if it cannot be used. */

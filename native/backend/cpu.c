@@ -78,7 +78,7 @@ static void take_worker(taker *t, const backend_context *c, cpu_worker *w) {
     for (int i = 0; i < 2; i++) {
         w->part[i] = take(t, (uint64_t)larger(c->shape.chunk * CUT_OF_MANY, MATMUL_ROWWISE_TOKENS * CUT_OF_FEW), sizeof(float));
     }
-    w->matmul_scratch = take(t, k->matmul_scratch((int64_t)width), 1);
+    w->matmul_scratch = take(t, k->matmul_scratch(larger((int64_t)width, c->shape.steer_rank)), 1);
     w->q = take(t, rows * d, sizeof(float));
     w->q_sink = take(t, rows * d, sizeof(float));
     w->m = take(t, rows, sizeof(float));
@@ -142,6 +142,7 @@ static void take_work(taker *t, backend_context *c) {
         c->turns[i].turn_back = take(t, c->turns[i].recalls ? chunk * turns : 0, sizeof(float));
     }
     take_sums(t, c);
+    c->steer_work = take(t, cpu_steer_floats(&c->shape, spec->n_embd), sizeof *c->steer_work);
     c->slopes = take(t, spec->alibi_max_bias > 0.0f ? (uint64_t)spec->n_heads : 0, sizeof(float));
     for (int64_t i = layer0; i < layer1; i++) {
         const layer_context *layer = &c->shape.layers[i];
@@ -328,8 +329,8 @@ void cpu_norm(const backend_context *c, const norm_weights *norm, const float *x
 /* Norm, then one packed row for each form that the step's weights want. */
 static void pack_row(const backend_context *c, int64_t row, cpu_worker *worker, uint8_t *const packed[ACT_KINDS]) {
     const int64_t width = step_buffer_width(c->model->spec, c->step->in);
-    const float *x = cpu_input_row(c, row);
-    if (c->step->norm != NULL) {
+    const float *x = c->instead != NULL ? c->instead + row * c->instead_stride : cpu_input_row(c, row);
+    if (c->step->norm != NULL && c->instead == NULL) {
         cpu_norm(c, c->step->norm, x, width, worker->row);
         x = worker->row;
     }
@@ -512,6 +513,7 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
             return fail(error, LMI_CANCELLED, "cancelled");
         }
         c->step = &c->model->steps[i];
+        c->instead = NULL;
         c->first_row = 0;
         c->n_rows = chunk->n_tokens;
         if (c->sums != NULL) {
@@ -538,8 +540,12 @@ static lmi_status cpu_run(backend_context *c, const backend_chunk *chunk, lmi_er
         case STEP_LINEAR_ADD:
         case STEP_GATED:
             if (c->step->out[0] == BUFFER_LOGITS) {
+                cpu_keep_hidden(c);
                 c->first_row = chunk->n_tokens - chunk->n_logits;
                 c->n_rows = chunk->n_logits;
+                if (c->n_rows > 0 && chunk->steer != NULL) {
+                    cpu_steer(c);
+                }
             }
             if (c->n_rows > 0) {
                 run_linear(c);
@@ -576,4 +582,5 @@ const backend backend_cpu = {
     .recall_get = cpu_recall_get,
     .recall_put = cpu_recall_put,
     .recall_check = cpu_recall_check,
+    .steers = true,
 };

@@ -97,6 +97,7 @@ struct backend_context {
     int n_turns;
     float *slopes; /* [n_heads] of ALiBi, or NULL */
     cpu_routes routes;
+    float *steer_work;     /* cpu_steer_floats of them, or NULL */
     input_sums *sums;      /* [n_steps], or NULL: importance is not asked for */
     cpu_recall *recall;    /* NULL: nothing is kept of the middle */
     int64_t n_segments;    /* of the largest layer: sinks, then ring, then what is recalled */
@@ -109,11 +110,18 @@ struct backend_context {
     int64_t first_row, n_rows; /* rows of the input that the step works on */
     int64_t cut;               /* weight rows of a piece */
     uint64_t epoch;
+    const float *instead; /* rows that stand for the normed input of the step; NULL: none do */
+    int64_t instead_stride;
 };
 
 /* Sums of squares of inputs, in cpu_importance.c: how many rows of sums a step has and how wide they are, and one step's share. */
 int64_t cpu_sums_of(const backend_model *model, const step *s, int64_t *width);
 void cpu_add_importance(backend_context *c);
+
+/* Of the output step, in cpu_steer.c: floats of work space, rows after the norm for chunk->last_hidden, and chunk->steer. */
+uint64_t cpu_steer_floats(const context_shape *shape, int64_t n_embd);
+void cpu_keep_hidden(backend_context *c);
+void cpu_steer(backend_context *c);
 
 /* The steps of cpu_attend.c and cpu_experts.c. */
 void cpu_attend(backend_context *c);

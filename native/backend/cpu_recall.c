@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "backend/cpu.h"
+#include "base/memory.h"
 
 static const middle_shape *shape_of(const backend_context *c) { return &c->shape.middle; }
 
@@ -70,6 +71,7 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     for (uint64_t i = 0; i < n_trees; i++) {
         uint16_t *memory = take(taker, (uint64_t)boxes_values(spec->head_dim, m->n_slots), sizeof *memory);
         if (r->boxes != NULL && memory != NULL) {
+            memory_in_large_pages(memory, (size_t)boxes_values(spec->head_dim, m->n_slots) * sizeof *memory);
             r->boxes[i] = boxes_at(memory, spec->head_dim, m->n_slots);
         }
     }

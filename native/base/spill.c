@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/memory.h"
+
 /* A file of the folder that no name leads to. Where the file system knows no O_TMPFILE, one whose name is taken away at once. */
 static int open_nameless(const char *folder) {
     int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -72,6 +74,7 @@ lmi_status spill_open(const char *folder, uint64_t size, spill *out, lmi_error *
         remedy(error, "Use a smaller --recall-budget, or --recall-folder to keep it on disk.");
         return LMI_OUT_OF_MEMORY;
     }
+    memory_in_large_pages(bytes, (size_t)size); /* what is read here and there costs a walk through the page tables each time */
     *out = (spill){bytes, size};
     return LMI_OK;
 }

@@ -6,7 +6,14 @@
 #include "engine/session.h"
 #include "lambda/window.h"
 
-enum { DEFAULT_SINKS = 16, DEFAULT_WINDOW = 4096, DEFAULT_CHUNK = 512, DEFAULT_ROLLBACK = 64, MAX_CHUNK = 65536 };
+enum {
+    DEFAULT_SINKS = 16,
+    DEFAULT_WINDOW = 4096,
+    DEFAULT_CHUNK = 512,
+    DEFAULT_ROLLBACK = 64,
+    MAX_CHUNK = 65536,
+    MAX_STEER_RANK = 65536
+};
 #define MAX_TOKENS ((int64_t)1 << 40)
 
 void lmi_session_options_default(lmi_session_options *options) {
@@ -58,6 +65,16 @@ static lmi_status resolve(const model_spec *spec, lmi_session_options *o, lmi_er
     }
     if (o->draft > 0 && o->all_logits != 0) {
         return fail(error, LMI_INVALID_ARGUMENT, "draft and all_logits cannot be had together");
+    }
+    if (o->draft > 0 && o->all_hidden != 0) {
+        return fail(error, LMI_INVALID_ARGUMENT, "draft and all_hidden cannot be had together");
+    }
+    if (o->steer_rank < 0 || o->steer_rank > MAX_STEER_RANK) {
+        return out_of_range(error, "steer_rank", o->steer_rank, 0, MAX_STEER_RANK);
+    }
+    if (o->steer_rank > 0 && o->importance != 0) {
+        return fail(error, LMI_INVALID_ARGUMENT,
+                    "steer_rank and importance cannot be had together: sums are of the model alone");
     }
     o->draft = o->draft < o->chunk ? o->draft : (int32_t)o->chunk - 1;
     if (o->kv_type < LMI_KV_F16 || o->kv_type > LMI_KV_F32) {
@@ -138,6 +155,8 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         .n_logits = plan->logits_rows,
         .importance = o->importance != 0,
         .recall_folder = o->recall.folder,
+        .last_hidden = o->all_hidden != 0,
+        .steer_rank = o->steer_rank,
     };
     status = recall_shape(spec, o, &plan->shape.middle, error);
     if (status != LMI_OK) {
@@ -151,7 +170,8 @@ uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan) {
     return logits + sampler_bytes(model->spec.n_vocab) + SAMPLER_HISTORY * sizeof(int32_t) + sizeof(lmi_session) +
            (plan->options.draft > 0 ? draft_bytes() : 0) +
            (plan->options.recall.kind == LMI_RECALL_SURPRISE ? (uint64_t)plan->options.chunk * (sizeof(float) + sizeof(double))
-                                                             : 0);
+                                                             : 0) +
+           session_steer_bytes(model, plan);
 }
 
 void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_plan *report) {

@@ -35,7 +35,9 @@ static lmi_status check_layer(const model_spec *spec, const lmi_recall_options *
 
 static lmi_status check_company(const lmi_session_options *o, lmi_error *error) {
     if (o->draft > 0) {
-        return fail(error, LMI_INVALID_ARGUMENT, "draft and recall cannot be had together");
+        fail(error, LMI_INVALID_ARGUMENT, "draft and recall cannot be had together");
+        remedy(error, "Leave one of them out.");
+        return LMI_INVALID_ARGUMENT;
     }
     if (o->window < 2) {
         return fail(error, LMI_INVALID_ARGUMENT, "recall needs a window of at least 2 tokens");

@@ -80,6 +80,10 @@ static lmi_status open_parts(lmi_session *s, const lmi_session_options *options,
             return fail(error, LMI_OUT_OF_MEMORY, "no memory for surprisals");
         }
     }
+    status = session_take_steer(s, error);
+    if (status != LMI_OK) {
+        return status;
+    }
     lmi_sampling sampling;
     lmi_sampling_default(&sampling);
     return sampler_set(s->draws, &sampling, error);
@@ -157,6 +161,9 @@ static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, i
         .start = s->start,
         .logits = holds_logits(s) ? NULL : s->logits,
         .n_logits = n_logits,
+        .last_hidden = s->hidden,
+        .n_last_hidden = s->hidden != NULL ? n : 0,
+        .steer = s->steer.rank > 0 ? &s->steer : NULL,
         .cancel = &s->cancel,
     };
     /* From here on ring slots are overwritten, whether or not the chunk is finished. */
@@ -211,6 +218,7 @@ static lmi_status read_chunk(lmi_session *s, const int32_t *tokens, int64_t n, b
         }
         take_tokens(s, tokens, n);
         s->n_rows = n_logits;
+        s->n_hidden = s->hidden != NULL ? n : 0;
         for (int64_t i = 0; s->guesses != NULL && i < n; i++) {
             draft_add(s->guesses, tokens[i]);
         }
@@ -439,6 +447,7 @@ lmi_status lmi_session_rewind(lmi_session *session, int64_t position, lmi_error 
             draft_take_back(session->guesses, n_back);
         }
         session->n_rows = n_back == 0 ? session->n_rows : 0;
+        session->n_hidden = n_back == 0 ? session->n_hidden : 0;
         session->n_read = n;
         session->furthest = n == 0 ? 0 : session->furthest; /* an empty text needs nothing of what the ring holds */
     }

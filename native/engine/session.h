@@ -25,6 +25,9 @@ void session_plan_report(const lmi_model *model, const session_plan *plan, lmi_p
 /* Work space that the session itself takes, beside the backend's. */
 uint64_t session_own_bytes(const lmi_model *model, const session_plan *plan);
 
+/* Of them, hidden states and the factors of steers. */
+uint64_t session_steer_bytes(const lmi_model *model, const session_plan *plan);
+
 struct lmi_session {
     lmi_model *model;
     const backend *device; /* runs `context` */
@@ -45,6 +48,10 @@ struct lmi_session {
 
     float *surprisal;  /* [chunk] of the chunk in progress; NULL: nobody asks */
     double *chunk_nll; /* [chunk] */
+    float *hidden;     /* [chunk][n_embd], or NULL: they were not asked for */
+    int64_t n_hidden;
+    float *steer_down, *steer_up; /* [steer_rank * n_embd] each, or NULL */
+    steer_factors steer;          /* what is in force; rank 0: nothing */
 
     draft *guesses;            /* NULL: nothing is read ahead */
     int32_t ahead[DRAFT_MOST]; /* tokens whose logits are computed and that were not asked for yet */
@@ -54,6 +61,9 @@ struct lmi_session {
 
 /* How many tokens before n_read the history still holds. */
 int64_t session_n_known(const lmi_session *session);
+
+/* Takes what session_steer_bytes counts. */
+lmi_status session_take_steer(lmi_session *session, lmi_error *error);
 
 /* Brings a row that there is to session->logits, if it is not there yet. */
 lmi_status session_fetch_logits(lmi_session *session, int64_t row, lmi_error *error);

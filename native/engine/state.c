@@ -100,6 +100,7 @@ static void adopt(lmi_session *s, const snapshot_header *header) {
     s->n_read = header->position - header->start;
     s->furthest = header->furthest - header->start;
     s->n_rows = header->has_logits != 0;
+    s->n_hidden = 0;
     s->held = 0;
     session_drop_ahead(s);
     if (s->guesses != NULL) {

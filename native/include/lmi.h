@@ -157,6 +157,9 @@ typedef struct lmi_model_info {
 
 LMI_API void lmi_model_get_info(const lmi_model *model, lmi_model_info *info);
 
+/* SHA-256 of the file's metadata and tensor table, its size and samples of its data: what saved states and steers are tied to. */
+LMI_API void lmi_model_get_fingerprint(const lmi_model *model, uint8_t digest[32]);
+
 /* Bytes a second at which the weights are read, doing nothing with them: by all threads, best pass of a fifth of a second or more, and by
  * the GPU what it has. What a model of more than the caches hold cannot write faster than. 0 without weights, or if the GPU cannot say. */
 LMI_API double lmi_model_read_speed(lmi_model *model);
@@ -269,7 +272,9 @@ typedef struct lmi_session_options {
     int64_t rollback;   /* deepest rewind, tokens; 0: 64 */
     int32_t all_logits; /* 1: keep logits of every token of a read call of at most `chunk` tokens, not only of the last */
     int32_t importance; /* 1: keep sums for lmi_session_importance */
-    int32_t draft; /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_logits, recall */
+    int32_t draft; /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_..., recall */
+    int32_t all_hidden; /* 1: keep hidden states of every token of a read call of at most `chunk` tokens: lmi_session_hidden */
+    int32_t steer_rank; /* most that the ranks of lmi_session_set_steers may add up to; memory for them is taken now. 0: none */
     lmi_recall_options recall; /* on the CPU only */
 } lmi_session_options;
 
@@ -335,6 +340,24 @@ LMI_API double lmi_session_nll(lmi_session *session, int64_t row, int32_t token)
 /* The same for n rows from first_row on, tokens[i] against row first_row + i, on all threads: nll[n]. */
 LMI_API lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row, const int32_t *tokens, size_t n, double *nll,
                                         lmi_error *error);
+
+/* Hidden state [n_embd] float32 of a token of the last read call's last chunk, after the last norm and before any steer: what the
+ * output matrix makes logits of. Rows as in lmi_session_logits, one after the other in memory; NULL if there is none, or without all_hidden. Only the CPU gives them:
+ * a session with all_hidden or steer_rank does not open on a GPU (LMI_DEVICE). */
+LMI_API const float *lmi_session_hidden(lmi_session *session, int64_t row);
+
+/* A steer (LM-Steer, arXiv 2305.12798): before the output matrix a hidden state c becomes c + sum of epsilon alpha (c P1) P2^T over
+ * all steers. Nothing before it, keys and values included, changes; a soft cap of the logits comes after it. */
+typedef struct lmi_steer {
+    const float *p1, *p2; /* [n_embd][rank] */
+    int64_t rank;
+    double alpha, epsilon;
+} lmi_steer;
+
+/* Puts these n steers, copied, in the place of those before; n 0: none. From the next read on: logits that are there stay as they are.
+ * Where every alpha is 0, logits are bit for bit those without steers. Steers are the session's, not its timeline's: no saved state holds
+ * them, and rewinding and loading leave them as they are. */
+LMI_API lmi_status lmi_session_set_steers(lmi_session *session, const lmi_steer *steers, int32_t n, lmi_error *error);
 
 LMI_API int64_t lmi_session_position(const lmi_session *session); /* tokens read so far */
 /* Moves an empty session's counter, as if `position` tokens had been read and forgotten: for tests of long positions. */

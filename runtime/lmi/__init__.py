@@ -31,6 +31,7 @@ _HOME = {
     "Event": "generate",
     "Result": "generate",
     "Stats": "generate",
+    "Steer": "steer",
     "ChatTemplate": "templates",
     "library_version": "machine",
     "build_info": "machine",
@@ -94,4 +95,5 @@ if TYPE_CHECKING:
     from lmi.model import Model, ModelInfo, Tensor, Vocabulary  # noqa: F401
     from lmi.plan import Plan, View  # noqa: F401
     from lmi.session import Choice, Session, Snapshot  # noqa: F401
+    from lmi.steer import Steer  # noqa: F401
     from lmi.templates import ChatTemplate  # noqa: F401

@@ -167,6 +167,15 @@ class Model(Handle):
         return self._info
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the file's metadata and tensor table, its size and samples of its data."""
+        ffi, lib = native()
+        digest = ffi.new("uint8_t[32]")
+        with self.use() as m:
+            lib.lmi_model_get_fingerprint(m, digest)
+        return bytes(ffi.buffer(digest)).hex()
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Its kind, size and special tokens. Raises UnsupportedModel if the file has no tokenizer."""
         if self._vocabulary is None:
@@ -298,14 +307,18 @@ class Model(Handle):
 
     def plan(self, **options) -> Plan:
         """What a session with these options would hold, without opening it. Options as for `session`."""
+        from lmi.steer import resolve
+
+        options, _ = resolve(self, options)
         with self.use() as m:
             return make_plan(m, **{**self._defaults, **options})
 
     def session(self, **options):
         """Opens a `Session`: window, sinks, kv_type, chunk, rollback (deepest rewind, tokens), placement ("ceiling",
         "contiguous" or "true"), all_logits, importance (for `Session.importance`), draft (tokens guessed ahead while writing,
-        at most 7: the text is the same, bit for bit, and comes sooner where it repeats what was read). Raises OutOfMemory
-        before anything is allocated if it cannot fit.
+        at most 7: the text is the same, bit for bit, and comes sooner where it repeats what was read), steer ([(file, alpha),
+        ...]: see `Session.steer`), steer_rank (room for steers that come later), all_hidden (for `Session.hidden`). Raises
+        OutOfMemory before anything is allocated if it cannot fit.
 
         `recall`: what becomes of tokens that left the window and are no sinks, instead of being forgotten. "blocks:8x32" keeps
         them in blocks of 32 tokens; each kv head of each layer sees the 8 blocks that it looks for most. "surprise:256" keeps
@@ -318,19 +331,23 @@ class Model(Handle):
 
         return Session(self, **{**self._defaults, **options})
 
-    def stream(self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, **sampling):
+    def stream(
+        self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, steer=(), **sampling
+    ):
         """Reads `prompt` in a session of its own and yields an `Event` for each piece of text that follows. The prompt is
-        continued as it is: no chat template. Sampling options as for `Session.stream`."""
-        with self.session() as session:
+        continued as it is: no chat template. `steer`: [(file, alpha), ...]. Sampling options as for `Session.stream`."""
+        with self.session(steer=steer) as session:
             yield from session.stream(
                 prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, read_last=False, **sampling
             )
 
-    def complete(self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, **sampling):
+    def complete(
+        self, prompt, *, max_tokens: int = 512, stop=(), bos: bool | None = None, special: bool = False, steer=(), **sampling
+    ):
         """The same at once, as a `Result`."""
         from lmi.generate import gather
 
-        return gather(self.stream(prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, **sampling))
+        return gather(self.stream(prompt, max_tokens=max_tokens, stop=stop, bos=bos, special=special, steer=steer, **sampling))
 
 
 class Copying:

@@ -170,6 +170,8 @@ def session_options(
     recall_distance=None,
     recall_decay=None,
     recall_folder=None,
+    all_hidden=False,
+    steer_rank=0,
 ):
     """A filled `lmi_session_options`, and what must live as long as it is used. None means the library's default; `placement`
     None: contiguous for many sinks."""
@@ -191,6 +193,8 @@ def session_options(
     o.all_logits = 1 if all_logits else 0
     o.importance = 1 if importance else 0
     o.draft = integer(draft, "draft", 0, MOST_DRAFT)
+    o.all_hidden = 1 if all_hidden else 0
+    o.steer_rank = integer(steer_rank, "steer_rank", 0)
     kept = fill(
         o.recall,
         ffi,

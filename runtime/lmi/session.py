@@ -12,6 +12,7 @@ from lmi.generate import Event, Result, Sampling, generate
 from lmi.machine import KV_TYPES, PLACEMENTS
 from lmi.plan import Plan, View, integer, plan_from, require_memory, session_options
 from lmi.recall import KINDS, Recall
+from lmi.steer import Steer, apply, load, resolve
 from lmi.text import utf8_blocks
 from lmi.tokens import Reader
 
@@ -57,6 +58,7 @@ class Session(Handle):
         ffi, lib = native()
         self._error = ffi.new("lmi_error *")
         self.model = model
+        options, steers = resolve(model, options)
         c, _kept = session_options(**options)
         out, plan = ffi.new("lmi_session **"), ffi.new("lmi_plan *")
         with model.use() as m:
@@ -77,6 +79,9 @@ class Session(Handle):
         self._n_read, self._token, self._logprob = ffi.new("size_t *"), ffi.new("int32_t *"), ffi.new("float *")
         self._one = ffi.new("int32_t[1]")
         self.seed: int | None = None  # of the last sampling that was set
+        self.steers: list[tuple[Steer, float]] = []
+        if steers:
+            self.steer(steers)
 
     def __enter__(self) -> Session:
         return self
@@ -199,19 +204,41 @@ class Session(Handle):
         read, rewind or load changes what it shows: use `.copy()` to keep it. It stays safe to touch after close().
 
         `row`: with all_logits, the token of the last chunk, 0-based. Raises InvalidArgument if there is no such row."""
-        import numpy
-
-        ffi, lib = native()
+        lib = native()[1]
         with self._use as s:
             pointer = lib.lmi_session_logits(s, integer(row, "row", -1))
         if not pointer:
             raise errors.InvalidArgument("there are no logits for this row", "Read a token first; rows need all_logits")
-        owner = self._owner
+        return self._floats(pointer, self._n_vocab)
+
+    def hidden(self, row: int = -1):
+        """Hidden state of a token of the last chunk, after the last norm and before any steer: a view as of `logits`, [n_embd]
+        float32. Needs the option `all_hidden`."""
+        lib = native()[1]
+        with self._use as s:
+            pointer = lib.lmi_session_hidden(s, integer(row, "row", -1))
+        if not pointer:
+            raise errors.InvalidArgument("there is no hidden state for this row", "Open with all_hidden, and read a token")
+        return self._floats(pointer, self.model.info.n_embd)
+
+    def _hidden_rows(self, n: int):
+        """The first n rows of the last chunk as one view, [n][n_embd]."""
+        n_embd = self.model.info.n_embd
+        with self._use as s:
+            last, first = native()[1].lmi_session_hidden(s, n - 1), native()[1].lmi_session_hidden(s, 0)
+        if not last:
+            raise errors.InvalidArgument(f"there are not {n:,} hidden states")
+        return self._floats(first, n * n_embd).reshape(n, n_embd)
+
+    def _floats(self, pointer, n: int):
+        import numpy
+
+        ffi, owner = native()[0], self._owner
 
         def keep(_, _owner=owner):  # the view's memory is the session's: it must not go first
             pass
 
-        view = numpy.frombuffer(ffi.buffer(ffi.gc(ffi.cast("float *", pointer), keep), 4 * self._n_vocab), dtype=numpy.float32)
+        view = numpy.frombuffer(ffi.buffer(ffi.gc(ffi.cast("float *", pointer), keep), 4 * n), dtype=numpy.float32)
         view.flags.writeable = False
         return view
 
@@ -257,6 +284,16 @@ class Session(Handle):
                     counts = numpy.frombuffer(ffi.buffer(c.counts, 8 * n), numpy.int64)
                     found[name] = squares.copy(), counts.copy()
         return found
+
+    def steer(self, steers=()) -> None:
+        """Steers what is written from the next read on: [(file or `Steer`, alpha), ...] in the place of those before; none: the
+        model as it is. Their sum is applied; an alpha of 0 is the model without that steer. Only logits change, never what was
+        read, and no saved state holds it. The ranks of all must fit `steer_rank`, the option that this session was opened with.
+        Raises FileFormatError, StateError for a steer of another model, InvalidArgument."""
+        loaded = load(self.model, steers)
+        with self._use as s:
+            apply(s, loaded, self._error)
+        self.steers = loaded
 
     # ---- where it is ----
 

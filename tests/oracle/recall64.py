@@ -38,6 +38,13 @@ class Shape:
     n_open: int = 0  # of them, the last ones, which do not make room
 
 
+def bfloat16_up(x: np.ndarray) -> np.ndarray:
+    """The nearest numbers of 8 bits that are not less: of a float32 the upper half, and one more unless that was all."""
+    bits = x.astype(np.float32).view(np.uint32)
+    more = ((bits & 0xFFFF) != 0) & (bits >> 31 == 0)
+    return ((bits & 0xFFFF0000) + np.where(more, np.uint32(0x10000), np.uint32(0))).view(np.float32).astype(np.float64)
+
+
 def middle(shape: Shape, n_read: int) -> int:
     """Tokens of the middle for a query at n_read."""
     return max(0, n_read - shape.window + 1 - shape.sinks)

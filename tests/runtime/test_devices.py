@@ -185,6 +185,18 @@ def test_importance_is_the_cpus(gpu, tiny):
         m.session(importance=True)
 
 
+@pytest.mark.parametrize("options", [{"steer_rank": 4}, {"all_hidden": True}])
+def test_steers_are_the_cpus(gpu, tiny, options):
+    with package.Model(tiny) as m, m.session(**options) as s:
+        assert s.plan.device_layers == 0 and "only the CPU steers" in s.plan.device_note
+        s.feed(TEXT)
+    for layers in (1, LAYERS):
+        with package.Model(tiny, device="cuda", gpu_layers=layers) as m:
+            with pytest.raises(package.DeviceError, match="only the CPU steers") as e:
+                m.session(**options)
+            assert "--device cpu" in e.value.remedy
+
+
 # ---- the command ----
 
 

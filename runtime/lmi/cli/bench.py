@@ -56,7 +56,7 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
     pp reads many tokens at once, tg one after the other. t/s is the median of the repetitions ± standard deviation. GB/s is
     what a step fetches, weights and visible context, times steps a second; "of read" compares it with reading the weights and
     nothing else, just measured: no program can write faster with a model that is larger than the caches. A depth is reached by
-    filling the whole buffer with real tokens at their real positions, not by reading all of them.
+    filling the whole buffer with real tokens at their real positions, not by reading all of them; with --recall all are read.
     """
     from lmi.bench import measure
 

@@ -10,8 +10,11 @@ import click
 from lmi import errors
 from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import (
+    OPENING,
     Count,
     Counts,
+    RecallKind,
+    Size,
     Window,
     count_of,
     model_argument,
@@ -44,6 +47,7 @@ def eval():
       sinks                   the first G, last L     the true one
       limit                   all                     at most L
       lambda                  the first G, last L     at most L
+      lambda+RECALL           those, and some of the others that were kept (--recall)
 
     lambda is what lmi does otherwise. ordinary and limit keep the whole text: their memory grows with it. L is --window, G is
     --sinks. k stands for thousands and M for millions of tokens.
@@ -111,6 +115,14 @@ def setting_options(default: str):
                     "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Numbers of the context."
                 ),
                 click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
+                click.option(
+                    "--recall",
+                    type=RecallKind(),
+                    multiple=True,
+                    help="Also lambda that recalls: blocks:NxB, surprise:M or topk:K. Repeatable: each makes a setting.",
+                ),
+                click.option("--recall-budget", type=Size(), help="Most that blocks and topk may keep. [default: 1G]"),
+                click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
             ]
         ):
             function = option(function)
@@ -136,6 +148,16 @@ def settings_of(m, *, kinds, window, sinks, **options):
 
     options = {k: v for k, v in options.items() if v is not None}
     return make_settings(m, kinds, window=window_tokens(m, window, sinks[0] if sinks else None), sinks=sinks, **options)
+
+
+def _split(rest: dict) -> tuple[dict, dict]:
+    """What setting_options gave, and what model_options did."""
+    return {k: v for k, v in rest.items() if k not in OPENING}, {k: rest[k] for k in OPENING}
+
+
+def _alike(chosen: dict) -> dict:
+    """What all settings have alike."""
+    return {k: chosen[k] for k in ("kv_type", "chunk")}
 
 
 class Run:
@@ -242,9 +264,7 @@ def number(value, digits: int = 0) -> str:
 @result_options
 @model_options
 @output_options
-def perplexity(
-    model, files, console, until, last, every, on_error, kinds, window, sinks, kv_type, chunk, json_file, plot, force, **opening
-):
+def perplexity(model, files, console, until, last, every, on_error, json_file, plot, force, **rest):
     """How well the next token is predicted, by position.
 
     \b
@@ -264,14 +284,15 @@ def perplexity(
         raise click.UsageError(f"--last takes at most {MOST_LAST:,} tokens.")
     if "-" in files:
         raise click.UsageError("Standard input can be read once only, and every setting reads the text: name a file.")
+    chosen, opening = _split(rest)
     for kind in GROWING:
-        if kind in kinds and not until:
+        if kind in chosen["kinds"] and not until:
             raise click.UsageError(f"Setting {kind} keeps the whole text in memory: say how much of it with --until.")
     with run(console, json_file, plot, force, model, opening) as r:
         for file in files:
             with open_text(file, on_error, r.stop) as text:
                 text.check()
-        settings = settings_of(r.model, kinds=kinds, window=window, sinks=sinks, kv_type=kv_type, chunk=chunk)
+        settings = settings_of(r.model, **chosen)
         results = []
         with r.measuring():
             measure(
@@ -288,7 +309,7 @@ def perplexity(
             )
         if results:
             _perplexity_table(console, results)
-        arguments = {"texts": [str(f) for f in files], "until": until, "kv_type": kv_type, "chunk": chunk}
+        arguments = {"texts": [str(f) for f in files], "until": until, **_alike(chosen)}
         keep(r, "perplexity", arguments, [result.as_dict() for result in results], json_file, plot)
 
 
@@ -344,7 +365,7 @@ def retrieval_options(function):
     return function
 
 
-@eval.command(short_help="Whether a number hidden in filler is found again, by length and depth.")
+@eval.command(short_help="A number hidden in filler: found again?")
 @model_argument
 @retrieval_options
 @setting_options("lambda")
@@ -376,7 +397,7 @@ def passkey(model, console, lengths, samples, bins, seed, json_file, plot, force
         _retrieve(r, "passkey", measure, counts, bins, {"seed": seed}, chosen, json_file, plot)
 
 
-@eval.command(short_help="Whether a number hidden in a book is found again, or one of several.")
+@eval.command(short_help="A number hidden in a book, or several: found again?")
 @model_argument
 @click.argument("file", metavar="FILE", type=click.Path())
 @click.option("--keys", type=click.IntRange(1), default=1, show_default=True, help="Numbers that are hidden; one is asked for.")
@@ -414,14 +435,6 @@ def needle(model, file, console, keys, on_error, lengths, samples, bins, seed, j
         _retrieve(r, "needle", measure, counts, bins, arguments, chosen, json_file, plot)
 
 
-CHOSEN = ("kinds", "window", "sinks", "kv_type", "chunk")
-
-
-def _split(rest: dict) -> tuple[dict, dict]:
-    """What setting_options gave, and what model_options did."""
-    return {k: rest[k] for k in CHOSEN}, {k: v for k, v in rest.items() if k not in CHOSEN}
-
-
 def _with_samples(lengths: list[int], samples: tuple[int, ...]) -> list[tuple[int, int]]:
     if len(samples) not in (1, len(lengths)):
         raise click.UsageError(f"--samples has {len(samples)} numbers for {len(lengths)} lengths: give one, or one for each.")
@@ -440,7 +453,7 @@ def _retrieve(r, evaluation: str, measure, counts, bins, arguments: dict, chosen
         )
     if scores:
         _retrieval_table(r.console, scores, bins)
-    arguments = {**arguments, "kv_type": chosen["kv_type"], "chunk": chosen["chunk"]}
+    arguments = {**arguments, **_alike(chosen)}
     keep(r, evaluation, arguments, [score.as_dict(bins or 0) for score in scores], json_file, plot)
 
 
@@ -460,7 +473,7 @@ def _retrieval_table(console, scores, bins) -> None:
 # ---- speed --------------------------------------------------------------------------------------------------------------
 
 
-@eval.command(short_help="Reading and writing speed and memory by depth, beside ordinary attention.")
+@eval.command(short_help="Speed and memory by depth, beside ordinary attention.")
 @model_argument
 @click.option("--depths", type=Counts(), default="0,1k,4k,16k,1M", show_default=True, help="Tokens already read.")
 @click.option("--n-prompt", "-p", type=Count(), default=512, show_default=True, help="Tokens read at once; 0: no such test.")
@@ -507,7 +520,7 @@ def speed(model, console, depths, n_prompt, n_gen, rounds, ordinary_most, json_f
             )
         if rows:
             _speed_table(console, settings, rows)
-        arguments = {"n_prompt": n_prompt, "n_gen": n_gen, "rounds": rounds, "kv_type": chosen["kv_type"]}
+        arguments = {"n_prompt": n_prompt, "n_gen": n_gen, "rounds": rounds, **_alike(chosen)}
         keep(r, "speed", arguments, [row.as_dict() for row in rows], json_file, plot)
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check this installation and this machine."),
     "convert": ("convert", "Turn a checkpoint folder into a GGUF file."),
     "quantize": ("quantize", "Write a GGUF file with smaller weights."),
+    "steer": ("steer", "Learn a style from labelled texts, for --steer."),
     "imatrix": ("imatrix", "Find out from a text which weights matter, for quantize."),
 }
 

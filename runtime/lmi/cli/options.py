@@ -140,6 +140,20 @@ def session_options(function):
     )
 
 
+class SteerAt(click.ParamType):
+    """A file of lmi steer train, and how much of it: style.steer:1.5."""
+
+    name = "file:alpha"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        path, _, alpha = value.rpartition(":")
+        if not path:
+            self.fail(f"{value!r} lacks an alpha: {value}:1 is as trained, {value}:-1 its opposite.", param, ctx)
+        return path, click.FLOAT.convert(alpha, param, ctx)
+
+
 class RecallKind(click.ParamType):
     """blocks:8x32, surprise:256, topk:5."""
 
@@ -195,6 +209,21 @@ def recall_options(function):
             ),
         ],
     )
+
+
+def steer_option(function):
+    return click.option(
+        "--steer",
+        "steers",
+        type=SteerAt(),
+        multiple=True,
+        help="Write in a style (lmi steer train), by so much; 0: not at all. Repeatable: they add up.",
+    )(function)
+
+
+def steer_record(steers) -> list[dict]:
+    """For --json: [(Steer, alpha), ...]."""
+    return [{"file": steer.path, "alpha": alpha} for steer, alpha in steers]
 
 
 def output_options(function=None, *, quiet: tuple[str, ...] = ("-q", "--quiet")):

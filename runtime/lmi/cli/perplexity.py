@@ -17,6 +17,8 @@ from lmi.cli.options import (
     output_options,
     recall_options,
     session_options,
+    steer_option,
+    steer_record,
     window_tokens,
 )
 from lmi.cli.signals import Interrupts
@@ -34,24 +36,41 @@ from lmi.summary import context_text
     "--errors", "on_error", type=click.Choice(["strict", "replace"]), default="strict", help="For bytes that are not UTF-8."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@steer_option
 @session_options
 @recall_options
 @model_options
 @output_options
 def perplexity(
-    model, file, console, max_tokens, last, every, on_error, as_json, window, sinks, kv_type, chunk, recalling, **opening
+    model,
+    file,
+    console,
+    max_tokens,
+    last,
+    every,
+    on_error,
+    as_json,
+    steers,
+    window,
+    sinks,
+    kv_type,
+    chunk,
+    recalling,
+    **opening,
 ):
     """Measure how well a model predicts a text, by position.
 
     \b
       lmi perplexity model.gguf book.txt
       lmi perplexity model.gguf book.txt --window 1024 --json > curve.json
+      lmi perplexity model.gguf play.txt --steer plays.steer:1
 
     FILE is read as one stream (- is standard input): every token but the first is predicted from the tokens in view, none
     twice. NLL is the mean of minus the natural logarithm of the probability of the true token; perplexity is its exponential.
     If NLL does not rise with the position, the length of the text does no harm.
     """
     from lmi.perplexity import MOST_LAST, measure
+    from lmi.steer import load
 
     if max(last) > MOST_LAST:
         raise click.UsageError(f"--last takes at most {MOST_LAST:,} tokens.")
@@ -61,6 +80,7 @@ def perplexity(
             text.check()
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
             options = {k: v for k, v in options.items() if v is not None} | recalling
+            options["steer"] = steers = load(m, steers)
             progress = Progress(console, "reading", text.size)
 
             def show(session, report):
@@ -89,7 +109,8 @@ def perplexity(
                     raise Interrupted(stop.number or 2) from None
     console.clear()
     if as_json:
-        console.line(json.dumps({"model": model, "text": text.name, "kv_type": kv_type, **report.as_dict()}))
+        what = {"model": model, "text": text.name, "kv_type": kv_type, "steer": steer_record(steers)}
+        console.line(json.dumps({**what, **report.as_dict()}))
         return
     _table(console, report)
     n = report.all.n + 1

@@ -20,6 +20,8 @@ from lmi.cli.options import (
     output_options,
     recall_options,
     session_options,
+    steer_option,
+    steer_record,
     window_tokens,
 )
 from lmi.cli.signals import Interrupts
@@ -28,6 +30,7 @@ from lmi.generate import Sampling, Stats, generate
 from lmi.plan import MOST_DRAFT
 from lmi.prompt import SINK_CAP, Prompt, require_words
 from lmi.session import state_options
+from lmi.steer import load as load_steers
 from lmi.summary import account_lines, plan_lines
 from lmi.templates import ChatTemplate
 from lmi.text import TextFile, typed
@@ -68,6 +71,7 @@ SAMPLING = {
 @click.option("--presence-penalty", type=float, help="For tokens seen at all. [default: 0]")
 @click.option("--repeat-last-n", type=int, help="Tokens that penalties look back at. [default: 64]")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the random numbers. [default: random, and printed]")
+@steer_option
 @session_options
 @recall_options
 @click.option(
@@ -156,6 +160,7 @@ class Run:
             open_model(self.path, self.console, **{name: o[name] for name in OPENING})
         )
         self.sampling = self._sampling()
+        self.steers = load_steers(self.model, o["steers"])
         require_words(documents, o["ask"], o["allow_empty"] or bool(o["load_state"]))
         for d in documents:
             if isinstance(d, TextFile):
@@ -250,6 +255,7 @@ class Run:
         window = window_tokens(self.model, o["window"], o["sinks"])
         given = {"window": window, "sinks": o["sinks"], "kv_type": o["kv_type"], "chunk": o["chunk"]}
         given["draft"] = MOST_DRAFT if o["draft"] == "ngram" else None
+        given["steer"] = self.steers or None
         options = {k: v for k, v in given.items() if v is not None} | o["recalling"]
         if o["load_state"]:
             return {**state_options(o["load_state"]), **options}
@@ -280,6 +286,8 @@ class Run:
             what += f", {human_bytes(prompt.size)}"
         for line in plan_lines(self.model, plan, prompt=what, template=how):
             self.console.note(line)
+        for steer, alpha in self.steers:
+            self.console.note(f"steer   {steer.path}, alpha {alpha:g}")
         self.console.detail("sampling  " + ", ".join(f"{k} {v}" for k, v in self.sampling.as_dict().items()))
         if plan.fits and not plan.weights_fit:
             weights, free = human_bytes(plan.weight_bytes), human_bytes(plan.available_bytes)
@@ -400,6 +408,7 @@ class Run:
                 "device": self.model.info.device if self.session.plan.device_layers else "",
                 "plan": self.session.plan.as_dict(),
                 "sampling": self.sampling.as_dict(),
+                "steer": steer_record(self.steers),
             }
             if o["as_json"]:
                 account = {"text": "".join(self.texts), "tokens": self.tokens, **account}

@@ -37,6 +37,8 @@ def require_writable(path: str, *, force: bool) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise OutputError(f"cannot write {path}: it is a folder", "Name a file in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"cannot write {path}: it is not a regular file", "Name another file")
     if os.path.exists(path) and not force:
         raise OutputError(f"{path} exists already", "--force overwrites it")
     if not os.path.isdir(folder):

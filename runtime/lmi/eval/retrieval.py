@@ -87,7 +87,8 @@ class Prompt:
         fixed = len(head) + sum(len(ids) for _, ids in task.needles) + len(task.question)
         room = length - fixed
         if room < 0:
-            raise InvalidArgument(f"a prompt of {length:,} tokens has no room for its question: it needs {fixed:,}")
+            text = f"a prompt of {length:,} tokens has no room for what it hides and its question: {fixed:,} tokens"
+            raise InvalidArgument(text, "Ask for longer prompts")
         places = [(haystack.end_before(int(depth * room)), ids) for depth, ids in task.needles]
         asked = places[0]
         places.sort(key=lambda p: p[0])

@@ -43,11 +43,11 @@ class Setting:
 
 
 def make_settings(
-    model, kinds, *, window=None, sinks: tuple[int, ...] = (), recall: tuple[str, ...] = (), recall_budget=None, **options
+    model, kinds, *, window=None, sinks: tuple[int, ...] = (), recall=(), recall_budget=None, recall_layer=None, **options
 ) -> list[Setting]:
     """The settings of these kinds, in their order. All have the same L: `window`, or the library's choice. `sinks`: one or more
     counts for the kinds that have some; more than one makes a setting of each. `recall`: for each a `lambda` that recalls so,
-    with `recall_budget` if given. `options`: others, for every session."""
+    with `recall_budget` and `recall_layer` if given. `options`: others, for every session."""
     plan = model.plan(window=window, sinks=sinks[0] if len(sinks) == 1 else None, placement="ceiling", **options)
     counts = sinks or (plan.sinks,)
     made = []
@@ -61,11 +61,12 @@ def make_settings(
                 made.append(Setting(kind, name, {**options, "window": plan.window, "sinks": n, "placement": placement}))
         else:  # `ordinary` and `limit` get their length later
             made.append(Setting(kind, kind, {**options, "window": plan.window, "sinks": 0, "placement": "ceiling"}))
-    budget = {} if recall_budget is None else {"recall_budget": recall_budget}
+    given = {"recall_budget": recall_budget, "recall_layer": recall_layer}
+    given = {k: v for k, v in given.items() if v is not None}
     for spec in recall:
         for n in counts:
             name = f"lambda+{spec}" if len(counts) == 1 else f"lambda+{spec} G={n}"
-            kept = {"window": plan.window, "sinks": n, "placement": "ceiling", "recall": spec, **budget}
+            kept = {"window": plan.window, "sinks": n, "placement": "ceiling", "recall": str(spec), **given}
             made.append(Setting("lambda", name, {**options, **kept}))
     return made
 
