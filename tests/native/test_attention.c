@@ -64,7 +64,12 @@ static void store_random(fixture *f, const kernels *k, int64_t slot, uint64_t *s
         value[i] = (float)check_normal(seed);
     }
     k->kv_store[f->type](&f->bank, slot, key, value);
-    read_slot(&f->bank, slot, f->keys + slot * f->d, f->values + slot * f->d);
+    double *keys = f->keys + slot * f->d, *values = f->values + slot * f->d;
+    read_slot(&f->bank, slot, keys, values);
+    kv_load(&f->bank, slot, key, value); /* exactly: a half times a byte is a float */
+    for (int32_t i = 0; i < f->d; i++) {
+        CHECK((double)key[i] == keys[i] && (double)value[i] == values[i], "%s slot %lld", TYPE_NAMES[f->type], (long long)slot);
+    }
 }
 
 /* The token in a slot, or -1: by the words of kernels.h. */

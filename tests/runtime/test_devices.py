@@ -56,6 +56,17 @@ def needed(path, layers: int, **options) -> int:
 # ---- the package ----
 
 
+def test_a_gpu_does_not_recall(gpu, tiny):
+    """It says so, and what to do, before anything is copied; the session that comes next is as if nobody had asked."""
+    with package.Model(tiny, device="cuda") as m:
+        for recall in ("blocks:2x16", "surprise:8", "topk:5"):
+            with pytest.raises(package.DeviceError, match="only the CPU recalls") as e:
+                m.session(window=32, chunk=16, recall=recall)
+            assert "--device cpu" in e.value.remedy
+        with m.session(window=32, chunk=16) as session:
+            assert session.plan.device_layers == LAYERS
+
+
 def test_find_device(gpu, monkeypatch):
     found = package.find_device()
     assert (found.name, found.index, found.compute, found.driver) == ("Fake GPU", 0, (9, 0), (13, 0))
