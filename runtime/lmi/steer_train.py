@@ -174,9 +174,10 @@ def train(
     opened: Callable[[object], object] | None = None,
     progress: Callable[[str, int, int, float], object] | None = None,
 ) -> Trained:
-    """`batch` texts a step, at most `max_tokens` of each; `decay` times the squares of the factors is added to the loss. The
-    same seed, data and threads give the same file. `opened(session)`, then `progress("reading" or "training", done, all, NLL)`.
-    Raises PromptError, OutOfMemory, UnsupportedModel without PyTorch."""
+    """`batch` texts a step, at most `max_tokens` of each. Adam's rate falls from `lr` to 0, so that what only chance moved
+    comes to rest; `decay` times the squares of the factors is added to the loss. The same seed, data and threads give the same
+    file. `opened(session)`, then `progress("reading" or "training", done, all, NLL)`. Raises PromptError, OutOfMemory,
+    UnsupportedModel without PyTorch."""
     torch = require_torch()
     integer(rank, "rank", 1, model.info.n_embd)
     integer(steps, "steps", 1)
@@ -210,6 +211,7 @@ def train(
 
     last, before = [], []
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         drawn = [usable[i] for i in torch.randint(len(usable), (batch,), generator=generator).tolist()]
         index = torch.cat([torch.arange(states.first[i], states.first[i + 1]) for i in drawn])
         labels = torch.cat([torch.full((states.first[i + 1] - states.first[i],), samples[i].label) for i in drawn])

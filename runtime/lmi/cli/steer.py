@@ -44,7 +44,9 @@ def steer():
 )
 @click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Directions that the steer has.")
 @click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Of Adam.")
-@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-2, show_default=True, help="Its rate.")
+@click.option(
+    "--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-2, show_default=True, help="Its rate, which falls to 0."
+)
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Texts of a step.")
 @click.option("--max-tokens", type=click.IntRange(2, 65536), default=256, show_default=True, help="Of each text.")
 @click.option(
@@ -81,12 +83,12 @@ def train(model, data, output, dummy, console, force, threads, **o):
         raise click.UsageError("--dummy and --output name the same file.")
     for path in filter(None, (output, dummy)):
         require_writable(path, overwrite=force)
-    require_torch()
     opening = {k: o.pop(k) for k in ("device", "gpu_layers", "isa", "no_mmap")}
     bars: dict[str, Progress] = {}
     with Interrupts() as stop, ExitStack() as scope:
         with open_text(data, "strict", stop) as text:
             samples = read_samples(text.blocks(), text.name)
+        require_torch()
         with open_model(model, console, threads=threads, **opening) as m:
 
             def opened(session):
