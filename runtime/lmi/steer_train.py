@@ -255,10 +255,3 @@ def train(
         return Steer("", n_embd, rank, epsilon, model.fingerprint, {**notes, "role": role}, *data)
 
     return Trained(steer("steer", p1, p2), steer("dummy", d1, d2), len(usable), n, base, after)
-
-
-def save(steer: Steer, path: str | os.PathLike, *, overwrite: bool = False) -> int:
-    """Writes the file, whole or not at all; returns its size. Raises OutputError."""
-    from lmi_convert.writer import write_pieces
-
-    return write_pieces(path, steer.pieces(), overwrite=overwrite, verify=Steer.read)

@@ -74,9 +74,10 @@ def train(model, data, output, dummy, console, force, threads, **o):
     label become likelier. Some hundred texts of each kind, of some hundred words, are enough. Needs PyTorch, and runs on the
     CPU: the texts are read once, then only the steer is trained.
     """
-    from lmi_convert.writer import require_writable
+    from lmi_convert.writer import require_writable, write_pieces
 
-    from lmi.steer_train import read_samples, require_torch, save
+    from lmi.steer import Steer
+    from lmi.steer_train import read_samples, require_torch
     from lmi.steer_train import train as learn
 
     if dummy and os.path.abspath(dummy) == os.path.abspath(output):
@@ -112,7 +113,7 @@ def train(model, data, output, dummy, console, force, threads, **o):
     )
     for made, path in ((found.steer, output), (found.dummy, dummy)):
         if path:
-            size = save(made, path, overwrite=force)
+            size = write_pieces(path, made.pieces(), overwrite=force, verify=Steer.read)
             console.note(f"wrote {path}: {human_bytes(size)}, rank {made.rank}")
 
 
