@@ -37,7 +37,10 @@ static lmi_status map_file(const char *folder, uint64_t size, spill *out, lmi_er
         remedy(error, "Name a folder that exists and can be written to, or leave --recall-folder out.");
         return LMI_IO;
     }
-    const int problem = posix_fallocate(fd, 0, (off_t)size);
+    int problem;
+    do {
+        problem = posix_fallocate(fd, 0, (off_t)size);
+    } while (problem == EINTR); /* Ctrl-C while it works is seen between chunks, as everywhere */
     if (problem != 0) {
         close(fd);
         fail(error, LMI_NO_SPACE, "no room for %s in %s: %s", human_bytes(size, needs), folder, strerror(problem));

@@ -60,6 +60,9 @@ def fill(o, ffi, recall: Recall | None, *, budget, layer, distance, decay, folde
             if value is not None:
                 raise InvalidArgument(f"recall_{name} means nothing without recall", "Give recall, too: blocks:8x32")
         return None
+    for name, value, kind in (("budget", budget, "surprise"), ("decay", decay, "blocks"), ("decay", decay, "topk")):
+        if value is not None and recall.kind == kind:
+            raise InvalidArgument(f"recall_{name} means nothing for {kind}", "Leave it out")
     o.kind, o.n, o.block = KINDS.index(recall.kind), recall.n, recall.block
     if budget is not None:
         o.budget = size_of(budget)

@@ -412,5 +412,6 @@ def state_options(path: str | os.PathLike) -> dict:
     r = c.recall
     if r.kind:
         options["recall"] = Recall(KINDS[r.kind], r.n, r.block)
-        options.update(recall_budget=r.budget, recall_layer=r.layer, recall_distance=r.distance, recall_decay=r.decay)
+        options.update(recall_layer=r.layer, recall_distance=r.distance)
+        options.update({"recall_decay": r.decay} if KINDS[r.kind] == "surprise" else {"recall_budget": r.budget})
     return options

@@ -174,9 +174,10 @@ def train(
     opened: Callable[[object], object] | None = None,
     progress: Callable[[str, int, int, float], object] | None = None,
 ) -> Trained:
-    """`batch` texts a step, at most `max_tokens` of each; `decay` times the squares of the factors is added to the loss. The
-    same seed, data and threads give the same file. `opened(session)`, then `progress("reading" or "training", done, all, NLL)`.
-    Raises PromptError, OutOfMemory, UnsupportedModel without PyTorch."""
+    """`batch` texts a step, at most `max_tokens` of each. Adam's rate falls from `lr` to 0, so that what only chance moved
+    comes to rest; `decay` times the squares of the factors is added to the loss. The same seed, data and threads give the same
+    file. `opened(session)`, then `progress("reading" or "training", done, all, NLL)`. Raises PromptError, OutOfMemory,
+    UnsupportedModel without PyTorch."""
     torch = require_torch()
     integer(rank, "rank", 1, model.info.n_embd)
     integer(steps, "steps", 1)
@@ -210,6 +211,7 @@ def train(
 
     last, before = [], []
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         drawn = [usable[i] for i in torch.randint(len(usable), (batch,), generator=generator).tolist()]
         index = torch.cat([torch.arange(states.first[i], states.first[i + 1]) for i in drawn])
         labels = torch.cat([torch.full((states.first[i + 1] - states.first[i],), samples[i].label) for i in drawn])
@@ -253,10 +255,3 @@ def train(
         return Steer("", n_embd, rank, epsilon, model.fingerprint, {**notes, "role": role}, *data)
 
     return Trained(steer("steer", p1, p2), steer("dummy", d1, d2), len(usable), n, base, after)
-
-
-def save(steer: Steer, path: str | os.PathLike, *, overwrite: bool = False) -> int:
-    """Writes the file, whole or not at all; returns its size. Raises OutputError."""
-    from lmi_convert.writer import write_pieces
-
-    return write_pieces(path, steer.pieces(), overwrite=overwrite, verify=Steer.read)

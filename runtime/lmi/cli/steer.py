@@ -44,7 +44,9 @@ def steer():
 )
 @click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Directions that the steer has.")
 @click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Of Adam.")
-@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-2, show_default=True, help="Its rate.")
+@click.option(
+    "--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-2, show_default=True, help="Its rate, which falls to 0."
+)
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Texts of a step.")
 @click.option("--max-tokens", type=click.IntRange(2, 65536), default=256, show_default=True, help="Of each text.")
 @click.option(
@@ -72,21 +74,22 @@ def train(model, data, output, dummy, console, force, threads, **o):
     label become likelier. Some hundred texts of each kind, of some hundred words, are enough. Needs PyTorch, and runs on the
     CPU: the texts are read once, then only the steer is trained.
     """
-    from lmi_convert.writer import require_writable
+    from lmi_convert.writer import require_writable, write_pieces
 
-    from lmi.steer_train import read_samples, require_torch, save
+    from lmi.steer import Steer
+    from lmi.steer_train import read_samples, require_torch
     from lmi.steer_train import train as learn
 
     if dummy and os.path.abspath(dummy) == os.path.abspath(output):
         raise click.UsageError("--dummy and --output name the same file.")
     for path in filter(None, (output, dummy)):
         require_writable(path, overwrite=force)
-    require_torch()
     opening = {k: o.pop(k) for k in ("device", "gpu_layers", "isa", "no_mmap")}
     bars: dict[str, Progress] = {}
     with Interrupts() as stop, ExitStack() as scope:
         with open_text(data, "strict", stop) as text:
             samples = read_samples(text.blocks(), text.name)
+        require_torch()
         with open_model(model, console, threads=threads, **opening) as m:
 
             def opened(session):
@@ -110,7 +113,7 @@ def train(model, data, output, dummy, console, force, threads, **o):
     )
     for made, path in ((found.steer, output), (found.dummy, dummy)):
         if path:
-            size = save(made, path, overwrite=force)
+            size = write_pieces(path, made.pieces(), overwrite=force, verify=Steer.read)
             console.note(f"wrote {path}: {human_bytes(size)}, rank {made.rank}")
 
 

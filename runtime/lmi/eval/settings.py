@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from lmi.errors import InvalidArgument, OutOfMemory
 from lmi.formats import human_bytes
+from lmi.recall import recall_of
 
 NAMES = ("ordinary", "window", "sinks", "limit", "lambda")
 GROWING = ("ordinary", "limit")  # keep every token
@@ -61,9 +62,9 @@ def make_settings(
                 made.append(Setting(kind, name, {**options, "window": plan.window, "sinks": n, "placement": placement}))
         else:  # `ordinary` and `limit` get their length later
             made.append(Setting(kind, kind, {**options, "window": plan.window, "sinks": 0, "placement": "ceiling"}))
-    given = {"recall_budget": recall_budget, "recall_layer": recall_layer}
-    given = {k: v for k, v in given.items() if v is not None}
-    for spec in recall:
+    for spec in map(recall_of, recall):
+        given = {"recall_layer": recall_layer, "recall_budget": None if spec.kind == "surprise" else recall_budget}
+        given = {k: v for k, v in given.items() if v is not None}
         for n in counts:
             name = f"lambda+{spec}" if len(counts) == 1 else f"lambda+{spec} G={n}"
             kept = {"window": plan.window, "sinks": n, "placement": "ceiling", "recall": str(spec), **given}
