@@ -294,7 +294,8 @@ static void attend_block(const backend_context *c, view *v, int64_t shelf, int64
 
 /* Blocks lie far apart: the next one is on its way while this one is attended. */
 static void fetch(const backend_context *c, int64_t shelf, int64_t slot) {
-    const char *bank = (const char *)c->recall->store.bytes + (size_t)(slot * c->recall->n_shelves + shelf) * c->recall->bank_bytes;
+    const char *bank =
+        (const char *)c->recall->store.bytes + (size_t)(slot * c->recall->n_shelves + shelf) * c->recall->bank_bytes;
     for (size_t i = 0; i < c->recall->bank_bytes; i += 64) {
         __builtin_prefetch(bank + i);
     }

@@ -133,7 +133,7 @@ def sample(session, source: Tokens, depth: int, n: int, one_by_one: bool) -> flo
 
 
 def reach_depth(session, depth: int, source: Tokens) -> None:
-    """Brings an empty session to `depth` tokens: reads as many as fill the buffer, or all of them if it keeps what leaves it."""
+    """Brings an empty session to `depth` tokens: reads as many as fill the buffer, or all if it keeps what leaves it."""
     buffer = session.plan.ring_slots + session.plan.sinks + session.plan.chunk
     filling = depth if session.plan.recall_bytes else min(depth, buffer)
     if depth > filling:

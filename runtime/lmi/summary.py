@@ -91,7 +91,8 @@ def context_text(plan) -> str:
     text = f"{first}last {plan.window:,} tokens, any length"
     if plan.recall_bytes:
         where = "on disk" if plan.recall_file_bytes else "of it"
-        text += f"; recalls {plan.recall_seen:,} of at most {plan.recall_tokens:,} kept, {human_bytes(plan.recall_bytes)} {where}"
+        kept = f"{plan.recall_tokens:,} kept, {human_bytes(plan.recall_bytes)} {where}"
+        text += f"; recalls {plan.recall_seen:,} of at most {kept}"
     return text
 
 
