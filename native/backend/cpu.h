@@ -67,7 +67,7 @@ typedef struct cpu_worker {
     float *o;          /* [ATTEND_BLOCK * group][head_dim] */
     float *key;        /* [2][head_dim]: raw, rotated */
     pick *picks;       /* [K or N] best so far */
-    pick *beams;       /* BLOCKS: [2][recall_beam] */
+    pick *beams;       /* BLOCKS: two of what a search keeps at a level */
     void *few;         /* TOPK: a bank of K tokens */
     float *look;       /* [head_dim]: sum of queries */
     void *attend_scratch;
@@ -128,9 +128,9 @@ void cpu_attend(backend_context *c);
 void cpu_route(backend_context *c);
 void cpu_experts(backend_context *c);
 
-/* Queries of the group for n tokens of the chunk, in cpu_attend.c: q[t * group + r] = turned by turn + t * stride (NULL: not) and scaled. */
+/* Queries of the group for n tokens of the chunk, in cpu_attend.c: q[t * group + r], scaled, all turned alike (NULL: not). */
 void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker,
-                      const float *turn, int64_t stride, float *q);
+                      const float *turn, float *q);
 
 /* What is kept of the middle, in cpu_recall.c. Memory: `take` counts or takes as in cpu.c. Then the chunk: before its steps; of one
  * kv head of the step's layer: what leaves the window is stored (keys of the chunk are in the ring by then), the tokens

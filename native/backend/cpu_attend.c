@@ -42,17 +42,21 @@ static void load_heads(const backend_context *c, const float *row, int64_t n_all
     memcpy(out, row + first * d, (size_t)(n * d) * sizeof *out);
 }
 
-/* The group's queries of one token in both rotations, scaled. q_sink may be NULL. */
-static void load_queries(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, float *q,
-                         float *q_sink) {
+/* The group's queries of one token, scaled, not turned. */
+static void load_group(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, float *q) {
     const model_spec *spec = c->model->spec;
-    const turn_set *turns = c->layers[c->step->layer].turns;
-    const int64_t n = c->group * spec->head_dim;
     const float *row = c->buffers[BUFFER_Q] + token * spec->n_heads * spec->head_dim;
     load_heads(c, row, spec->n_heads, kv_head * c->group, c->group, c->step->attention->q_norm, worker, q);
-    c->model->kernels->scale(q, spec->attention_scale, n);
+    c->model->kernels->scale(q, spec->attention_scale, c->group * spec->head_dim);
+}
+
+/* In both rotations. q_sink may be NULL. */
+static void load_queries(const backend_context *c, int64_t token, int64_t kv_head, cpu_worker *worker, float *q,
+                         float *q_sink) {
+    const turn_set *turns = c->layers[c->step->layer].turns;
+    load_group(c, token, kv_head, worker, q);
     if (q_sink != NULL) {
-        memcpy(q_sink, q, (size_t)n * sizeof *q_sink);
+        memcpy(q_sink, q, (size_t)(c->group * c->model->spec->head_dim) * sizeof *q_sink);
     }
     if (turns != NULL) {
         rotate(c, q, c->group, turns->turn + token * turn_stride(c));
@@ -63,16 +67,11 @@ static void load_queries(const backend_context *c, int64_t token, int64_t kv_hea
 }
 
 void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker,
-                      const float *turn, int64_t stride, float *q) {
-    const model_spec *spec = c->model->spec;
-    const int64_t width = c->group * spec->head_dim;
-    for (int64_t t = 0; t < n; t++) {
-        const float *row = c->buffers[BUFFER_Q] + (token + t) * spec->n_heads * spec->head_dim;
-        float *out = q + t * width;
-        load_heads(c, row, spec->n_heads, kv_head * c->group, c->group, c->step->attention->q_norm, worker, out);
-        c->model->kernels->scale(out, spec->attention_scale, width);
+                      const float *turn, float *q) {
+    for (int64_t t = 0; t < n; t++, q += c->group * c->model->spec->head_dim) {
+        load_group(c, token + t, kv_head, worker, q);
         if (turn != NULL) {
-            rotate(c, out, c->group, turn + t * stride);
+            rotate(c, q, c->group, turn);
         }
     }
 }

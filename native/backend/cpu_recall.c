@@ -30,15 +30,14 @@ static int64_t n_shelves_of(const backend_context *c) {
     return n;
 }
 
+/* A shelf has a bank for every block; SURPRISE one for all its tokens. */
+static bool is_surprise(const middle_shape *m) { return m->kind == LMI_RECALL_SURPRISE; }
+static int64_t tokens_of_bank(const middle_shape *m) { return is_surprise(m) ? m->n_slots : m->block; }
+
 uint64_t cpu_recall_store_bytes(const backend_context *c) {
     const middle_shape *m = shape_of(c);
-    const uint64_t n_shelves = (uint64_t)n_shelves_of(c);
-    if (m->kind == LMI_RECALL_NONE) {
-        return 0;
-    }
-    return m->kind == LMI_RECALL_SURPRISE
-               ? n_shelves * bank_bytes_of(c->model->spec, c->shape.kv_type, m->n_slots)
-               : (uint64_t)m->n_slots * n_shelves * bank_bytes_of(c->model->spec, c->shape.kv_type, m->block);
+    const uint64_t n_banks = (uint64_t)((is_surprise(m) ? 1 : m->n_slots) * n_shelves_of(c));
+    return n_banks * bank_bytes_of(c->model->spec, c->shape.kv_type, tokens_of_bank(m));
 }
 
 void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
@@ -52,8 +51,8 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     c->recall = r;
     r = r != NULL ? r : &counted;
     r->n_shelves = n_shelves_of(c);
-    if (m->kind == LMI_RECALL_SURPRISE) {
-        r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, m->n_slots);
+    r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, tokens_of_bank(m));
+    if (is_surprise(m)) {
         r->surprises.n_ring = m->n_open;
         r->surprises.surprisal = take(taker, (uint64_t)m->n_open, sizeof(float));
         r->surprises.token = take(taker, n, sizeof(int64_t));
@@ -62,7 +61,6 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
         r->surprises.runs = take(taker, n / 2 + 1, sizeof(slot_range));
         return;
     }
-    r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, m->block);
     r->blocks.block = take(taker, n, sizeof(int64_t));
     r->blocks.chosen = take(taker, n, sizeof(*r->blocks.chosen));
     r->blocks.slot = take(taker, (uint64_t)m->n_open, sizeof(int64_t));
@@ -147,8 +145,7 @@ static int64_t shelf_of(const backend_context *c, int64_t kv_head) { return c->l
 
 static kv_bank bank_of(const backend_context *c, int64_t shelf, int64_t slot) {
     const cpu_recall *r = c->recall;
-    const bool one = shape_of(c)->kind == LMI_RECALL_SURPRISE;
-    const int64_t n_tokens = kv_round_slots(one ? shape_of(c)->n_slots : shape_of(c)->block);
+    const int64_t n_tokens = kv_round_slots(tokens_of_bank(shape_of(c)));
     uint8_t *at = (uint8_t *)r->store.bytes + (size_t)(slot * r->n_shelves + shelf) * r->bank_bytes;
     return kv_bank_at(at, c->shape.kv_type, (int32_t)c->model->spec->head_dim, n_tokens);
 }
@@ -365,7 +362,7 @@ void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_
     const model_spec *spec = c->model->spec;
     const turn_set *turns = c->layers[c->step->layer].turns;
     const int64_t shelf = shelf_of(c, kv_head), first = first_of(c) + token;
-    cpu_load_queries(c, token, n, kv_head, worker, turns != NULL ? turns->turn_recall : NULL, 0, q);
+    cpu_load_queries(c, token, n, kv_head, worker, turns != NULL ? turns->turn_recall : NULL, q);
     view v = {
         .args = {.q = q,
                  .n_rows = n * c->group,

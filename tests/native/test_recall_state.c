@@ -1,33 +1,11 @@
 /* What a saved state says about what is recalled, with all sums right: nonsense is refused and changes nothing; what is accepted
  * may be false, but reading goes on in the session's own memory (run under AddressSanitizer). */
 #define _GNU_SOURCE
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/hash.h"
-#include "check.h"
-#include "gguf_builder.h"
+#include "memory_llama.h"
 
 enum { N_TOKENS = 420, MIB = 1 << 20, HEADER = 256, SIZES_AT = 144, RECALL = 4, SLOTS = 9 };
-
-static lmi_model *open_model(void) {
-    builder b = {0};
-    build_llama(&b, QUANT_Q8_0, BUILD_SPM);
-    const int fd = memfd_create("model", MFD_CLOEXEC);
-    CHECK(write(fd, b.bytes, b.size) == (ssize_t)b.size);
-    build_free(&b);
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    lmi_model_options options;
-    lmi_model_options_default(&options);
-    options.n_threads = 2;
-    options.device = LMI_DEVICE_CPU;
-    lmi_model *model = NULL;
-    lmi_error error = {0};
-    CHECK(lmi_model_open(path, &options, &model, &error) == LMI_OK, "%s", error.message);
-    close(fd);
-    return model;
-}
 
 static lmi_session *open_session(lmi_model *model, lmi_recall kind) {
     lmi_session_options options;
@@ -237,7 +215,7 @@ static void test_damage(lmi_session *session, const state *good, const int32_t *
 }
 
 int main(void) {
-    lmi_model *model = open_model();
+    lmi_model *model = open_model(QUANT_Q8_0, 2);
     int32_t tokens[N_TOKENS];
     fill_tokens(tokens, model);
     for (int kind = LMI_RECALL_TOPK; kind <= LMI_RECALL_BLOCKS; kind++) {

@@ -3,11 +3,8 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "check.h"
-#include "gguf_builder.h"
+#include "memory_llama.h"
 
 /* ---- counting allocations ----------------------------------------------------------------------------------------- */
 
@@ -34,32 +31,6 @@ enum { COUNTS_ALLOCATIONS = 0 };
 #endif
 
 /* ---- a model in memory -------------------------------------------------------------------------------------------- */
-
-static lmi_model *open_model(quant_type type, int n_threads) {
-    builder b = {0};
-    build_llama(&b, type, BUILD_SPM);
-    int fd = memfd_create("model", MFD_CLOEXEC);
-    size_t written = 0;
-    while (fd >= 0 && written < b.size) {
-        ssize_t n = write(fd, b.bytes + written, b.size - written);
-        if (n <= 0) {
-            break;
-        }
-        written += (size_t)n;
-    }
-    build_free(&b);
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    lmi_model_options options;
-    lmi_model_options_default(&options);
-    options.n_threads = n_threads;
-    options.device = LMI_DEVICE_CPU;
-    lmi_model *model = NULL;
-    lmi_error error = {0};
-    CHECK(lmi_model_open(path, &options, &model, &error) == LMI_OK, "%s | %s", error.message, error.remedy);
-    close(fd);
-    return model;
-}
 
 static lmi_session *open_recalling(lmi_model *model, int64_t window, int64_t chunk, lmi_recall kind) {
     lmi_session_options options;

@@ -1,32 +1,10 @@
 /* Steers as the library has them: logits against products in double, the same bits for any number of threads, nothing left behind,
  * values that make no sense. Also run under ThreadSanitizer. */
 #define _GNU_SOURCE
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "check.h"
-#include "gguf_builder.h"
+#include "memory_llama.h"
 
 enum { N_TOKENS = 70, CHUNK = 24, RANK_A = 5, RANK_B = 17, ROOM = RANK_A + RANK_B };
-
-static lmi_model *open_model(quant_type type, int n_threads) {
-    builder b = {0};
-    build_llama(&b, type, BUILD_SPM);
-    int fd = memfd_create("model", MFD_CLOEXEC);
-    CHECK(write(fd, b.bytes, b.size) == (ssize_t)b.size);
-    build_free(&b);
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    lmi_model_options options;
-    lmi_model_options_default(&options);
-    options.n_threads = n_threads;
-    options.device = LMI_DEVICE_CPU;
-    lmi_model *model = NULL;
-    lmi_error error = {0};
-    CHECK(lmi_model_open(path, &options, &model, &error) == LMI_OK, "%s | %s", error.message, error.remedy);
-    close(fd);
-    return model;
-}
 
 static lmi_session_options session_options(void) {
     lmi_session_options options;

@@ -11,10 +11,10 @@ from lmi import errors
 from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import (
     OPENING,
+    RECALL,
+    SIZE,
     Count,
     Counts,
-    RecallKind,
-    Size,
     Window,
     count_of,
     model_argument,
@@ -117,11 +117,11 @@ def setting_options(default: str):
                 click.option("--chunk", type=click.IntRange(1), help="Tokens read at once. [default: 512]"),
                 click.option(
                     "--recall",
-                    type=RecallKind(),
+                    type=RECALL,
                     multiple=True,
                     help="Also lambda that recalls: blocks:NxB, surprise:M or topk:K. Repeatable: each makes a setting.",
                 ),
-                click.option("--recall-budget", type=Size(), help="Most that blocks and topk may keep. [default: 1G]"),
+                click.option("--recall-budget", type=SIZE, help="Most that blocks and topk may keep. [default: 1G]"),
                 click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
             ]
         ):

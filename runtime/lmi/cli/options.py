@@ -154,32 +154,23 @@ class SteerAt(click.ParamType):
         return path, click.FLOAT.convert(alpha, param, ctx)
 
 
-class RecallKind(click.ParamType):
-    """blocks:8x32, surprise:256, topk:5."""
+class Parsed(click.ParamType):
+    """What a function of lmi.recall makes of a word."""
 
-    name = "kind[:n[xb]]"
+    def __init__(self, name: str, function: str):
+        self.name, self._function = name, function
 
     def convert(self, value, param, ctx):
-        from lmi.recall import recall_of
+        import lmi.recall
 
         try:
-            return recall_of(value)
+            return getattr(lmi.recall, self._function)(value)
         except InvalidArgument as e:
             self.fail(f"{e.message}. {e.remedy}.", param, ctx)
 
 
-class Size(click.ParamType):
-    """Bytes: 1000000, 512M, 1.5G."""
-
-    name = "size"
-
-    def convert(self, value, param, ctx):
-        from lmi.recall import size_of
-
-        try:
-            return size_of(value)
-        except InvalidArgument as e:
-            self.fail(f"{e.message}. {e.remedy}.", param, ctx)
+RECALL = Parsed("kind[:n[xb]]", "recall_of")  # blocks:8x32, surprise:256, topk:5
+SIZE = Parsed("size", "size_of")  # bytes: 1000000, 512M, 1.5G
 
 
 def recall_options(function):
@@ -195,10 +186,10 @@ def recall_options(function):
         [
             click.option(
                 "--recall",
-                type=RecallKind(),
+                type=RECALL,
                 help="Look up what left the window: blocks:NxB, surprise:M or topk:K. [default: it is forgotten]",
             ),
-            click.option("--recall-budget", type=Size(), help="Most that blocks and topk may keep. [default: 1G]"),
+            click.option("--recall-budget", type=SIZE, help="Most that blocks and topk may keep. [default: 1G]"),
             click.option("--recall-folder", type=click.Path(), help="Keep it in a nameless file there, not in memory."),
             click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
             click.option("--recall-distance", type=click.IntRange(1), help="Where it seems to be. [default: half a window]"),
