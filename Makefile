@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 CMAKE  := $(shell command -v cmake || echo $(CURDIR)/$(BIN)/cmake)
 JOBS   := $(shell nproc 2>/dev/null || echo 2)
 THREADED := test_pool test_session test_steer test_devices
+SPACE  := $(subst ,, )
 SIMT   := test_simt test_small test_gemv test_gemv_steps test_gemm test_attend
 # What is installed to be used here, or to run tests, has no CUDA where there is no GPU: compiling it takes minutes.
 NO_CUDA := --config-settings=cmake.define.LMI_CUDA=OFF
@@ -53,18 +54,18 @@ build: $(CMAKE)
 	$(CMAKE) --build build/native -j $(JOBS)
 
 native-test: build
-	cd build/native && $(dir $(CMAKE))ctest --output-on-failure
+	cd build/native && $(dir $(CMAKE))ctest --output-on-failure -j $(JOBS)
 
 # The C tests again under AddressSanitizer and UndefinedBehaviorSanitizer, those with threads and the kernels for GPUs under
 # ThreadSanitizer, and a minute of each fuzz target.
 sanitize: $(CMAKE)
 	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined
 	$(CMAKE) --build build/asan -j $(JOBS)
-	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -LE fuzz
+	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -j $(JOBS) -LE fuzz
 	cd build/asan && $(dir $(CMAKE))ctest --output-on-failure -L fuzz -j $(JOBS)
 	$(CMAKE) -S native -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_SANITIZE=thread
 	$(CMAKE) --build build/tsan -j $(JOBS) --target $(THREADED) $(SIMT)
-	cd build/tsan && for name in $(THREADED) $(SIMT); do $(dir $(CMAKE))ctest --output-on-failure -R "^$$name$$" || exit 1; done
+	cd build/tsan && $(dir $(CMAKE))ctest --output-on-failure --no-tests=error -j $(JOBS) -R '^($(subst $(SPACE),|,$(strip $(THREADED) $(SIMT))))$$'
 
 fuzz: $(CMAKE)
 	$(CMAKE) -S native -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMI_TESTS=ON -DLMI_FUZZ=ON -DLMI_SANITIZE=address,undefined

@@ -79,8 +79,13 @@ def work(rank, a):
     torch.manual_seed(a.seed)
     vocabulary = a.work / "lmi-tiny.model"
     exercises = data.Exercises(vocabulary, np.fromfile(a.work / "books.u16", np.uint16))
-    config = Config(vocab=exercises.vocab)
-    model = Model(config)
+    if a.family == "llama":
+        config = vars(Config(vocab=exercises.vocab))
+        model = Model(Config(**config))
+    else:
+        from siblings import Sibling
+        config = {"family": a.family, "vocab": exercises.vocab}
+        model = Sibling(**config)
     team = Team(model, rank, a.processes, a.work.resolve())
     opts = optimizers(model)
     bases = [g["lr"] for o in opts for g in o.param_groups]
@@ -108,14 +113,14 @@ def work(rank, a):
         if rank == 0:
             temporary = a.work / "last.tmp"
             torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts],
-                        "state": state, "config": vars(config)}, temporary)
+                        "state": state, "config": config}, temporary)
             os.replace(temporary, last)
 
     began, saved_at, losses = time.monotonic() - state["seconds"], time.monotonic(), []
     base_rates = [(g, base) for g, base in zip((g for o in opts for g in o.param_groups), bases)]
     asked = False
     while state["tokens"] < state["total"] and not asked:
-        size, count, share, _ = stage(state["tokens"])
+        size, count, share, _ = stage(state["tokens"] / a.stretch)
         rng = np.random.default_rng([a.seed, state["step"]])
         recall = int(count * share + rng.random())
         ids, targets, weights, state["position"] = data.batch(
@@ -162,6 +167,8 @@ def main():
     p.add_argument("--decay", type=float, default=10e6, help="tokens over which the rate falls to zero")
     p.add_argument("--finish", type=float, help="begin the fall now and end after so many tokens")
     p.add_argument("--valid", help="folder or tar of held-out books, for the log")
+    p.add_argument("--family", choices=["llama", "gptneox", "gptj", "mpt"], default="llama", help="others: siblings.py")
+    p.add_argument("--stretch", type=float, default=1, help="tokens of the stages, times this")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--processes", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each process")
