@@ -109,7 +109,9 @@ def account_lines(stats, reason: str) -> list[str]:
         parts.append(f"first token {duration(stats.first_token_seconds or 0)}")
     if stats.guessed:
         parts.append(f"{stats.came_true:,} of {stats.guessed:,} guesses came true")
-    memory = f"memory peak {human_bytes(stats.peak_bytes)} (context {human_bytes(stats.context_bytes)}, constant)"
+    size = human_bytes(stats.context_bytes)
+    context = f"at most {size}" if stats.view.kept else f"{size}, constant"  # what is recalled takes pages as it fills
+    memory = f"memory peak {human_bytes(stats.peak_bytes)} (context {context})"
     return [" · ".join(parts), f"{memory} · {stats.view}", f"stopped: {reason} · seed {stats.seed}"]
 
 

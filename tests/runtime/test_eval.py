@@ -284,6 +284,14 @@ def test_speed_command(lmi, tiny, tmp_path):
     assert all(s["read"] > 0 and s["write"] > 0 and len(s["read_samples"]) == 1 for row in rows for s in row["settings"])
 
 
+def test_a_model_with_alibi_has_no_sinks_at_true_distance(native, made):
+    with package.Model(made("mpt")[1]) as model:
+        with pytest.raises(package.UnsupportedModel, match="setting sinks.* has ALiBi") as e:
+            make_settings(model, NAMES)
+        assert e.value.remedy == "Leave it out: --setting ordinary,window,limit,lambda"
+        assert len(make_settings(model, ("ordinary", "window", "limit", "lambda"))) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

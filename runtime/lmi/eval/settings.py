@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lmi.errors import InvalidArgument, OutOfMemory
+from lmi.errors import InvalidArgument, OutOfMemory, UnsupportedModel
 from lmi.formats import human_bytes
 from lmi.recall import recall_of
 
@@ -57,6 +57,7 @@ def make_settings(
             raise InvalidArgument(f"setting {kind!r} is unknown", f"One of: {', '.join(NAMES)}")
         if kind in ("lambda", "sinks"):
             placement = "ceiling" if kind == "lambda" else "true"
+            _require_placement(model, kind, placement)
             for n in counts:
                 name = kind if len(counts) == 1 else f"{kind} G={n}"
                 made.append(Setting(kind, name, {**options, "window": plan.window, "sinks": n, "placement": placement}))
@@ -70,6 +71,14 @@ def make_settings(
             kept = {"window": plan.window, "sinks": n, "placement": "ceiling", "recall": str(spec), **given}
             made.append(Setting("lambda", name, {**options, **kept}))
     return made
+
+
+def _require_placement(model, kind: str, placement: str) -> None:
+    try:
+        model.plan(placement=placement)
+    except UnsupportedModel as e:
+        others = ",".join(k for k in NAMES if k != kind)
+        raise UnsupportedModel(f"setting {kind}: {e.message}", f"Leave it out: --setting {others}") from None
 
 
 def require_room(model, setting: Setting, length: int, **options) -> None:
