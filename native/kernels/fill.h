@@ -11,12 +11,14 @@
 /* act, matmul, matmul_scratch, pack */
 void matmul_fill_ref(kernels *table);
 void matmul_fill_avx2(kernels *table);
+void matmul_fill_avxvnni(kernels *table);
 void matmul_fill_avx512(kernels *table);
 void matmul_fill_neon(kernels *table);
 
 /* kv_store, attend_ring, attend_sinks, attend_scratch */
 void attention_fill_ref(kernels *table);
 void attention_fill_avx2(kernels *table);
+void attention_fill_avxvnni(kernels *table);
 void attention_fill_avx512(kernels *table);
 void attention_fill_neon(kernels *table);
 

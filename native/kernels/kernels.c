@@ -29,6 +29,14 @@ static void fill_columns(void) {
         attention_fill_avx2(avx2);
         vector_fill_avx2(avx2);
     }
+#if defined(LMI_HAS_AVXVNNI)
+    if (cpu_has(LMI_ISA_AVXVNNI)) {
+        kernels *avxvnni = begin_column(LMI_ISA_AVXVNNI);
+        matmul_fill_avxvnni(avxvnni);
+        attention_fill_avxvnni(avxvnni);
+        vector_fill_avx2(avxvnni);
+    }
+#endif
     if (cpu_has(LMI_ISA_AVX512)) {
         kernels *avx512 = begin_column(LMI_ISA_AVX512);
         matmul_fill_avx512(avx512);
@@ -48,7 +56,7 @@ static void fill_columns(void) {
 static bool is_filled(lmi_isa isa) { return columns[isa].isa == isa; }
 
 lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error) {
-    static const lmi_isa best_first[] = {LMI_ISA_AVX512, LMI_ISA_AVX2, LMI_ISA_NEON, LMI_ISA_REF};
+    static const lmi_isa best_first[] = {LMI_ISA_AVX512, LMI_ISA_AVXVNNI, LMI_ISA_AVX2, LMI_ISA_NEON, LMI_ISA_REF};
 
     *out = NULL;
     if ((int)isa < LMI_ISA_AUTO || (int)isa > LMI_ISA_NEON) {
