@@ -18,7 +18,6 @@ void matmul_fill_neon(kernels *table);
 /* kv_store, attend_ring, attend_sinks, attend_scratch */
 void attention_fill_ref(kernels *table);
 void attention_fill_avx2(kernels *table);
-void attention_fill_avxvnni(kernels *table);
 void attention_fill_avx512(kernels *table);
 void attention_fill_neon(kernels *table);
 
