@@ -31,6 +31,15 @@ static bool has_avx2(void) {
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & bit_AVX2) != 0;
 }
 
+static bool has_avxvnni(void) {
+    const unsigned avx_vnni = 1u << 4; /* bit_AVXVNNI, which older headers lack */
+    unsigned eax, ebx, ecx, edx;
+    if (!has_avx2() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) { /* eax: the last subleaf */
+        return false;
+    }
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx_vnni) != 0;
+}
+
 static bool has_avx512(void) {
     const uint64_t zmm = 0xe6;
     const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
@@ -42,6 +51,7 @@ static bool has_avx512(void) {
 }
 #else
 static bool has_avx2(void) { return false; }
+static bool has_avxvnni(void) { return false; }
 static bool has_avx512(void) { return false; }
 #endif
 
@@ -70,6 +80,8 @@ bool cpu_has(lmi_isa isa) {
         return true;
     case LMI_ISA_AVX2:
         return has_avx2();
+    case LMI_ISA_AVXVNNI:
+        return has_avxvnni();
     case LMI_ISA_AVX512:
         return has_avx512();
     case LMI_ISA_NEON:
@@ -86,6 +98,8 @@ const char *cpu_isa_name(lmi_isa isa) {
         return "ref";
     case LMI_ISA_AVX2:
         return "avx2";
+    case LMI_ISA_AVXVNNI:
+        return "avxvnni";
     case LMI_ISA_AVX512:
         return "avx512";
     case LMI_ISA_NEON:

@@ -68,8 +68,9 @@ typedef enum lmi_isa { /* instruction sets that kernels are written for */
                        LMI_ISA_AUTO = 0,
                        LMI_ISA_REF = 1, /* portable C */
                        LMI_ISA_AVX2 = 2,
-                       LMI_ISA_AVX512 = 3, /* AVX-512 F/BW/VL/DQ/VNNI */
-                       LMI_ISA_NEON = 4
+                       LMI_ISA_AVXVNNI = 3, /* AVX2 and AVX-VNNI */
+                       LMI_ISA_AVX512 = 4,  /* AVX-512 F/BW/VL/DQ/VNNI */
+                       LMI_ISA_NEON = 5
 } lmi_isa;
 
 LMI_API const char *lmi_isa_name(lmi_isa isa);

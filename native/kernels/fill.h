@@ -11,6 +11,7 @@
 /* act, matmul, matmul_scratch, pack */
 void matmul_fill_ref(kernels *table);
 void matmul_fill_avx2(kernels *table);
+void matmul_fill_avxvnni(kernels *table);
 void matmul_fill_avx512(kernels *table);
 void matmul_fill_neon(kernels *table);
 

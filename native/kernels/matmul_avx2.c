@@ -3,14 +3,7 @@
 
 #include "kernels/fill.h"
 
-#define CHOOSE(TYPE, NAME)                                                                                                     \
-    static void matmul_##NAME(const matmul_args *a) {                                                                          \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
-            matmul_rows_##NAME##_avx2(a);                                                                                      \
-        } else {                                                                                                               \
-            matmul_tiles_##NAME##_avx2(a);                                                                                     \
-        }                                                                                                                      \
-    }
+#define CHOOSE(TYPE, NAME) MATMUL_CHOOSE(NAME, avx2, avx2)
 MATMUL_INTEGER_TYPES(CHOOSE)
 #undef CHOOSE
 
@@ -21,7 +14,7 @@ static size_t scratch_bytes(int64_t k) {
 }
 
 void matmul_fill_avx2(kernels *table) {
-#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME;
+#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME##_with_avx2;
     MATMUL_INTEGER_TYPES(ROW)
 #undef ROW
     table->matmul[QUANT_F32] = matmul_f32_avx2;

@@ -9,12 +9,15 @@
 
 #define MATMUL_DECLARE(TYPE, NAME)                                                                                             \
     void matmul_rows_##NAME##_avx2(const matmul_args *a);                                                                      \
-    void matmul_tiles_##NAME##_avx2(const matmul_args *a);
+    void matmul_tiles_##NAME##_avx2(const matmul_args *a);                                                                     \
+    void matmul_rows_##NAME##_avxvnni(const matmul_args *a);                                                                   \
+    void matmul_tiles_##NAME##_avxvnni(const matmul_args *a);
 MATMUL_INTEGER_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE
 
-size_t matmul_rows_scratch_avx2(int64_t k);
+size_t matmul_rows_scratch_avx2(int64_t k); /* AVX-VNNI the same */
 size_t matmul_tiles_scratch_avx2(void);
+size_t matmul_tiles_scratch_avxvnni(void);
 
 void matmul_f32_avx2(const matmul_args *a);
 void matmul_f16_avx2(const matmul_args *a);

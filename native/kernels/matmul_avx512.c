@@ -4,14 +4,7 @@
 #include "kernels/fill.h"
 #include "kernels/matmul_parts.h"
 
-#define CHOOSE(TYPE, NAME)                                                                                                     \
-    static void matmul_##NAME(const matmul_args *a) {                                                                          \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
-            matmul_rows_##NAME##_avx512(a);                                                                                    \
-        } else {                                                                                                               \
-            matmul_tiles_##NAME##_avx512(a);                                                                                   \
-        }                                                                                                                      \
-    }
+#define CHOOSE(TYPE, NAME) MATMUL_CHOOSE(NAME, avx512, avx512)
 MATMUL_INTEGER_TYPES(CHOOSE)
 #undef CHOOSE
 
@@ -22,7 +15,7 @@ static size_t scratch_bytes(int64_t k) {
 }
 
 void matmul_fill_avx512(kernels *table) {
-#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME;
+#define ROW(TYPE, NAME) table->matmul[QUANT_##TYPE] = matmul_##NAME##_with_avx512;
     MATMUL_INTEGER_TYPES(ROW)
 #undef ROW
     table->matmul[QUANT_F32] = matmul_f32_avx512;

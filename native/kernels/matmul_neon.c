@@ -4,18 +4,9 @@
 #include "base/cpu.h"
 #include "kernels/fill.h"
 
-#define CHOOSE(NAME, TILES)                                                                                                    \
-    static void matmul_##NAME##_with_##TILES(const matmul_args *a) {                                                           \
-        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
-            matmul_rows_##NAME##_neon(a);                                                                                      \
-        } else {                                                                                                               \
-            matmul_tiles_##NAME##_##TILES(a);                                                                                  \
-        }                                                                                                                      \
-    }
-#define CHOICES(TYPE, NAME) CHOOSE(NAME, neon) CHOOSE(NAME, i8mm)
+#define CHOICES(TYPE, NAME) MATMUL_CHOOSE(NAME, neon, neon) MATMUL_CHOOSE(NAME, neon, i8mm)
 MATMUL_INTEGER_TYPES(CHOICES)
 #undef CHOICES
-#undef CHOOSE
 
 static size_t scratch_bytes(int64_t k) {
     size_t integers = matmul_tiles_scratch_neon(), floats = matmul_float_scratch_neon();

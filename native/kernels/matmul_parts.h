@@ -67,6 +67,16 @@ enum { MOST_ROWS = 2 };
     X(Q6_K, q6_K)                                                                                                              \
     X(IQ4_XS, iq4_xs)
 
+/* Few tokens go row by row, more through tiles: matmul_NAME of a column, for MATMUL_INTEGER_TYPES. */
+#define MATMUL_CHOOSE(NAME, ROWS_ISA, TILES_ISA)                                                                               \
+    static void matmul_##NAME##_with_##TILES_ISA(const matmul_args *a) {                                                       \
+        if (a->n_tokens <= MATMUL_ROWWISE_TOKENS) {                                                                            \
+            matmul_rows_##NAME##_##ROWS_ISA(a);                                                                                \
+        } else {                                                                                                               \
+            matmul_tiles_##NAME##_##TILES_ISA(a);                                                                              \
+        }                                                                                                                      \
+    }
+
 /* ---- packed rows, for their writers -------------------------------------------------------------------------------- */
 
 #define PACK_NAN_BITS 0x7fc00000u

@@ -2,7 +2,8 @@
  *
  * Either as unsigned bytes u = q + offset, for vpmaddubsw (unsigned times signed, pairs added to 16 bits): users then take
  * offset * sum(x) off; or, where 2 * 255 * 127 would not fit in 16 bits, as signed bytes q, which users multiply as
- * |q| * (x with the sign of q). Nothing is read outside the block. */
+ * |q| * (x with the sign of q). AVX-VNNI's vpdpbusd adds to 32 bits: there all are unsigned. Nothing is read outside the
+ * block. */
 #ifndef LMI_KERNELS_MATMUL_UNPACK_AVX2_H
 #define LMI_KERNELS_MATMUL_UNPACK_AVX2_H
 
@@ -48,6 +49,15 @@ INLINE __m128i gather_u16(const uint8_t *first, size_t step, int n) {
     return load_128(words);
 }
 
+/* How types with eight bits are handed over. */
+#if defined(__AVXVNNI__)
+enum { SIGNED_OFFSET = 128, IS_SIGNED = 0 };
+INLINE __m256i from_signed(__m256i q) { return _mm256_xor_si256(q, _mm256_set1_epi8((char)SIGNED_OFFSET)); } /* q + 128 */
+#else
+enum { SIGNED_OFFSET = 0, IS_SIGNED = 1 };
+INLINE __m256i from_signed(__m256i q) { return q; }
+#endif
+
 /* The largest |u|, or |q| of signed types, says how many products of pairs fit in 16 bits: all sums stay within
  * 2 * top * 127 * steps <= 32767. Four is as good as any more. */
 INLINE int steps_in_16_bits(int top) {
@@ -86,8 +96,10 @@ INLINE __m256i q4_0_columns(const uint8_t *b) { return nibbles(b + 2); }
 INLINE __m256i q4_1_columns(const uint8_t *b) { return nibbles(b + 4); }
 INLINE __m256i q5_0_columns(const uint8_t *b) { return _mm256_or_si256(nibbles(b + 6), fifth_bits(b + 2)); }
 INLINE __m256i q5_1_columns(const uint8_t *b) { return _mm256_or_si256(nibbles(b + 8), fifth_bits(b + 4)); }
-INLINE __m256i q8_0_columns(const uint8_t *b) { return load_256(b + 2); }
-INLINE __m256i iq4_nl_columns(const uint8_t *b) { return _mm256_shuffle_epi8(twice_128(quant_iq4_values), nibbles(b + 2)); }
+INLINE __m256i q8_0_columns(const uint8_t *b) { return from_signed(load_256(b + 2)); }
+INLINE __m256i iq4_nl_columns(const uint8_t *b) {
+    return _mm256_shuffle_epi8(from_signed(twice_128(quant_iq4_values)), nibbles(b + 2));
+}
 INLINE __m256i mxfp4_columns(const uint8_t *b) {
     __m256i table = _mm256_add_epi8(twice_128(quant_mxfp4_values), _mm256_set1_epi8(12));
     return _mm256_shuffle_epi8(table, nibbles(b + 1));
@@ -108,8 +120,8 @@ static const type_32 type_q4_0 = {sizeof(block_q4_0), 8, 15, false, false, q4_0_
 static const type_32 type_q4_1 = {sizeof(block_q4_1), 0, 15, false, true, q4_1_columns, half_scale};
 static const type_32 type_q5_0 = {sizeof(block_q5_0), 16, 31, false, false, q5_0_columns, half_scale};
 static const type_32 type_q5_1 = {sizeof(block_q5_1), 0, 31, false, true, q5_1_columns, half_scale};
-static const type_32 type_q8_0 = {sizeof(block_q8_0), 0, 128, true, false, q8_0_columns, half_scale};
-static const type_32 type_iq4_nl = {sizeof(block_iq4_nl), 0, 127, true, false, iq4_nl_columns, half_scale};
+static const type_32 type_q8_0 = {sizeof(block_q8_0), SIGNED_OFFSET, 128, IS_SIGNED, false, q8_0_columns, half_scale};
+static const type_32 type_iq4_nl = {sizeof(block_iq4_nl), SIGNED_OFFSET, 127, IS_SIGNED, false, iq4_nl_columns, half_scale};
 static const type_32 type_mxfp4 = {sizeof(block_mxfp4), 12, 24, false, false, mxfp4_columns, mxfp4_scale};
 
 /* ---- super-blocks of 256: columns 32 j .. 32 j + 31 ------------------------------------------------------------------- */
@@ -211,7 +223,7 @@ INLINE header_256 q6_K_header(const uint8_t *b) {
 }
 
 INLINE __m256i iq4_xs_columns(const uint8_t *b, int j) {
-    return _mm256_shuffle_epi8(twice_128(quant_iq4_values), nibbles(b + offsetof(block_iq4_xs, qs) + 16 * j));
+    return _mm256_shuffle_epi8(from_signed(twice_128(quant_iq4_values)), nibbles(b + offsetof(block_iq4_xs, qs) + 16 * j));
 }
 
 INLINE header_256 iq4_xs_header(const uint8_t *b) {
@@ -233,6 +245,7 @@ static const type_256 type_q3_K = {sizeof(block_q3_K), 4, 7, false, false, 16, q
 static const type_256 type_q4_K = {sizeof(block_q4_K), 0, 15, false, true, 32, q4_K_columns, scales_of_32};
 static const type_256 type_q5_K = {sizeof(block_q5_K), 0, 31, false, true, 32, q5_K_columns, scales_of_32};
 static const type_256 type_q6_K = {sizeof(block_q6_K), 32, 63, false, false, 16, q6_K_columns, q6_K_header};
-static const type_256 type_iq4_xs = {sizeof(block_iq4_xs), 0, 127, true, false, 32, iq4_xs_columns, iq4_xs_header};
+static const type_256 type_iq4_xs = {sizeof(block_iq4_xs), SIGNED_OFFSET, 127, IS_SIGNED, false, 32,
+                                     iq4_xs_columns,       iq4_xs_header};
 
 #endif

@@ -127,6 +127,12 @@ __attribute__((target("avx512f"))) static inline void spin_fma_512(void *unused)
     __m512 x = _mm512_set1_ps(1);
     CHAINS(__m512, _mm512_setzero_ps(), __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(c[i]) : "v"(x)))
 }
+#if defined(LMI_HAS_AVXVNNI)
+__attribute__((target("avx2"))) static inline void spin_dpbusd_256(void *unused) {
+    __m256i x = _mm256_set1_epi8(1);
+    CHAINS(__m256i, _mm256_setzero_si256(), __asm__ volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(c[i]) : "x"(x)))
+}
+#endif
 /* The int8 dot product of AVX2 is three instructions: multiply pairs, widen, add. */
 __attribute__((target("avx2"))) static inline void spin_maddubs(void *unused) {
     __m256i x = _mm256_set1_epi8(1);
@@ -143,6 +149,11 @@ static inline double spin_rate(void (*spin)(void *), int macs) { return 12e-9 * 
 
 /* G multiply-adds a second, of bytes and of float32; NAN where there is no measure. */
 static inline double dot_peak(lmi_isa isa) {
+#if defined(LMI_HAS_AVXVNNI)
+    if (isa == LMI_ISA_AVXVNNI) {
+        return spin_rate(spin_dpbusd_256, 32);
+    }
+#endif
     return isa == LMI_ISA_AVX512 ? spin_rate(spin_dpbusd, 64) : spin_rate(spin_maddubs, 32);
 }
 static inline double fma_peak(lmi_isa isa) {

@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-d", "--depth", type=int, default=0, help="tokens read before the 64 are written")
-    parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avx512")
+    parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avxvnni, avx512")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--file", type=Path, help="any GGUF file instead of one with random weights")
     parser.add_argument("--text", type=lambda s: [int(n) for n in s.split(",")], help="depths of text, rising")

@@ -527,7 +527,12 @@ static void test_table(void) {
     CHECK(kernels_get((lmi_isa)77, &table, &error) == LMI_INVALID_ARGUMENT && table == NULL && error.message[0] != '\0');
     CHECK(kernels_get((lmi_isa)-1, &table, &error) == LMI_INVALID_ARGUMENT && table == NULL);
     for (int isa = LMI_ISA_REF; isa < ISAS; isa++) {
-        CHECK(cpu_has((lmi_isa)isa) == (columns[isa] != NULL), "%s", cpu_isa_name((lmi_isa)isa));
+#if defined(LMI_HAS_AVXVNNI)
+        const bool built = true;
+#else
+        const bool built = isa != LMI_ISA_AVXVNNI; /* older compilers lack it */
+#endif
+        CHECK((built && cpu_has((lmi_isa)isa)) == (columns[isa] != NULL), "%s", cpu_isa_name((lmi_isa)isa));
         if (columns[isa] == NULL) {
             CHECK(kernels_get((lmi_isa)isa, &table, &error) == LMI_UNSUPPORTED && table == NULL && error.remedy[0] != '\0');
             continue;
