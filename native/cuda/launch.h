@@ -114,6 +114,9 @@ uint64_t cuda_tiled_bytes(int64_t n_tokens, int64_t widest_input, int64_t n_expe
 /* y[t] += norm(x[t]); rows of width. */
 void cuda_launch_add_norm(const float *x, float *y, cuda_norm norm, int64_t width, int32_t n_tokens, device_stream *stream);
 
+/* y[t] = norm(x[t]), rows of width: the input that the row-wise product with this norm makes for itself. norm.cu */
+void cuda_launch_norm(const float *x, float *y, cuda_norm norm, int64_t width, int32_t n_rows, device_stream *stream);
+
 /* From logits r [n_tokens][n_experts] the n_used largest (the first of equals), in descending order, and their weights: softmax over the
  * chosen ones (normed) or over all. As cpu_route in backend/cpu_experts.c. */
 void cuda_launch_route(const float *r, int64_t n_experts, int32_t n_used, bool normed, int32_t *expert, float *share,

@@ -49,11 +49,6 @@ static lmi_status plan_for(const lmi_model *model, const context_shape *shape, c
         remedy(error, "Use --device cpu.");
         return LMI_DEVICE;
     }
-    if ((shape->last_hidden || shape->steer_rank > 0) && !p->device->steers) {
-        fail(error, LMI_DEVICE, "only the CPU steers, and gives hidden states");
-        remedy(error, "Use --device cpu.");
-        return LMI_DEVICE;
-    }
     plan->host_weights = host_weights(model, p);
     plan->device_weights = device_weights(model, p);
     return p->device->plan(&p->model, shape, &plan->bytes, error);
