@@ -60,7 +60,7 @@ struct backend_context {
     int32_t *tokens; /* [chunk] */
 
     cuda_mailbox *mailbox;  /* pinned */
-    int32_t *staged_tokens; /* [chunk] pinned */
+    int32_t *staged_tokens; /* [chunk] pinned; a pass over one token reads it here */
     float *staged;          /* pinned: [staged_values] hidden states, logits, saved states on their way */
     uint64_t staged_values;
     int64_t chosen_row;     /* of the logits, whose candidates are in the mailbox; -1: none */

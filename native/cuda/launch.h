@@ -64,7 +64,7 @@ typedef struct cuda_turns {
 /* x[t] = scale * row tokens[t] of the table, where x is not NULL; and the rows of turns. */
 typedef struct cuda_begin {
     const cuda_control *control;
-    const int32_t *tokens; /* [n_tokens] */
+    const int32_t *tokens; /* [n_tokens]; may be pinned host memory */
     int32_t n_tokens;
     cuda_weight table;
     float scale;

@@ -7,7 +7,9 @@
 /* ---- launches ------------------------------------------------------------------------------------------------------ */
 
 static void begin(backend_context *c, const cuda_pass *pass) {
-    cuda_begin args = {.control = c->control, .tokens = c->tokens, .n_tokens = pass->n_tokens, .n_turns = c->n_turns};
+    /* One token is read where the host wrote it: a copy, queued before the graph, takes longer than that. */
+    const int32_t *tokens = pass->n_tokens == 1 ? c->staged_tokens : c->tokens;
+    cuda_begin args = {.control = c->control, .tokens = tokens, .n_tokens = pass->n_tokens, .n_turns = c->n_turns};
     memcpy(args.turns, c->turns, sizeof args.turns);
     if (c->model->steps[0].kind == STEP_EMBED) {
         args.table = c->weights->steps[0].w[0];
@@ -199,7 +201,9 @@ static void stage(backend_context *c, const backend_chunk *chunk) {
         device_upload(c->stream, c->buffers[BUFFER_X], c->staged, bytes);
     }
     memcpy(c->staged_tokens, chunk->tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
-    device_upload(c->stream, c->tokens, c->staged_tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
+    if (chunk->n_tokens > 1) {
+        device_upload(c->stream, c->tokens, c->staged_tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
+    }
 }
 
 lmi_status cuda_download_rows(backend_context *c, float *to, const float *from, int64_t n_rows, int64_t width,
