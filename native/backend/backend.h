@@ -31,6 +31,9 @@ typedef struct backend_upload {
     int32_t device_index;
     lmi_progress *progress; /* NULL: nobody watches */
     void *context;          /* of progress */
+    /* Told of each part of the model's memory that was copied, from when on it is read no more. */
+    void (*copied)(void *owner, const void *bytes, uint64_t n);
+    void *owner; /* of copied */
 } backend_upload;
 
 /* The Λ buffer of one layer: a ring of `capacity` slots that shows each token the last `window` tokens, and a store of the

@@ -113,6 +113,40 @@ def test_states_move(shipped_model, cuda, tmp_path):
             assert noise(c.logits(), a.logits()) < NOISE
 
 
+def resident(path) -> int:
+    """Bytes of a mapped file that this process holds."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split()[0]:  # of a range: address perms offset device inode path
+            ours = line.split(maxsplit=5)[5:] == [str(path)]
+        elif ours and name == "Rss":
+            found += int(rest.split()[0]) << 10
+    return found
+
+
+def test_copied_weights_leave_memory(shipped_model, cuda):
+    """Those that the device has; the CPU's stay, and the map is as it was: what is read from it again is the same."""
+    size, tokens = shipped_model.stat().st_size, [int(t) for t in tokens_for(9)]
+    options = {"window": 24, "sinks": 2, "chunk": 16}
+    with lmi.Model(shipped_model, device="cpu") as cpu, cpu.session(**options) as a:
+        a.read_tokens(tokens)
+        if resident(shipped_model) < size // 2:
+            pytest.skip("this system does not say what is resident")
+        expected = a.logits().copy()
+        held = resident(shipped_model)
+        with cuda(shipped_model) as gpu, gpu.session(**options):
+            assert gpu.plan(**options).weight_bytes == 0
+            assert resident(shipped_model) - held < size // 8
+        with cuda(shipped_model, gpu_layers=2) as both, both.session(**options) as b:
+            of_cpu = both.plan(**options).weight_bytes
+            b.read_tokens(tokens)
+            assert size // 4 < of_cpu < size and 0.8 * of_cpu < resident(shipped_model) - held < of_cpu + size // 8
+        a.rewind_to(0)
+        a.read_tokens(tokens)
+        np.testing.assert_array_equal(a.logits(), expected)
+
+
 def test_text(shipped_model, cuda):
     """Greedy text is the CPU's; drawn text, which the candidates decide, is the same every time."""
     with lmi.Model(shipped_model, device="cpu") as cpu, cuda(shipped_model) as gpu:
