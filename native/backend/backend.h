@@ -31,6 +31,9 @@ typedef struct backend_upload {
     int32_t device_index;
     lmi_progress *progress; /* NULL: nobody watches */
     void *context;          /* of progress */
+    /* Told of each part of the model's memory that was copied, from when on it is read no more. */
+    void (*copied)(void *owner, const void *bytes, uint64_t n);
+    void *owner; /* of copied */
 } backend_upload;
 
 /* The Λ buffer of one layer: a ring of `capacity` slots that shows each token the last `window` tokens, and a store of the
@@ -83,6 +86,7 @@ typedef struct steer_factors {
     int64_t rank;
     const float *down; /* [rank][n_embd] */
     const float *up;   /* [n_embd][rank] */
+    int64_t version;   /* from 1 on; another one whenever a number of these is another */
 } steer_factors;
 
 /* A chunk: token i has index first + i in the text (it decides slots and visibility) and position start + first + i (it
@@ -122,7 +126,6 @@ typedef struct backend {
     uint64_t (*weight_bytes)(const backend_model *model);
     /* ---- */
     void (*close)(backend_context *context); /* gives back what is not in the arena; before the arena goes */
-    bool steers;                             /* keeps rows after the last norm, and steers them */
     /* Of step `i` of the part, since the context was opened; NULL if the shape asked for none or the step has no weights. */
     const input_sums *(*importance)(const backend_context *context, int64_t i);
     /* Of a device: what it is and has free now; LMI_DEVICE with cause and remedy if it cannot be used. */

@@ -582,5 +582,4 @@ const backend backend_cpu = {
     .recall_get = cpu_recall_get,
     .recall_put = cpu_recall_put,
     .recall_check = cpu_recall_check,
-    .steers = true,
 };

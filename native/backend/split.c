@@ -33,12 +33,23 @@ static uint64_t hidden_bytes(const backend_model *model, const context_shape *sh
     return (uint64_t)shape->chunk * (uint64_t)model->spec->n_embd * sizeof(float);
 }
 
+/* What a half keeps: rows after the last norm, and steers of them, are the second's. */
+static context_shape shape_of(const context_shape *whole, int half) {
+    context_shape shape = *whole;
+    if (half == 0) {
+        shape.last_hidden = false;
+        shape.steer_rank = 0;
+    }
+    return shape;
+}
+
 static lmi_status split_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error) {
     const split_model *halves = halves_of(model);
     *bytes = (backend_bytes){.work = hidden_bytes(model, shape) + sizeof(backend_context)};
     for (int i = 0; i < 2; i++) {
         backend_bytes part;
-        lmi_status status = halves->device[i]->plan(&halves->part[i], shape, &part, error);
+        const context_shape own = shape_of(shape, i);
+        lmi_status status = halves->device[i]->plan(&halves->part[i], &own, &part, error);
         if (status != LMI_OK) {
             return status;
         }
@@ -68,7 +79,8 @@ static lmi_status split_open(const backend_model *model, const context_shape *sh
     c->halves = halves_of(model);
     c->hidden = hidden;
     for (int i = 0; i < 2; i++) {
-        lmi_status status = c->halves->device[i]->open(&c->halves->part[i], shape, memory, &c->part[i], error);
+        const context_shape own = shape_of(shape, i);
+        lmi_status status = c->halves->device[i]->open(&c->halves->part[i], &own, memory, &c->part[i], error);
         if (status != LMI_OK) {
             split_close(c);
             return status;
@@ -83,7 +95,8 @@ static lmi_status split_run(backend_context *c, const backend_chunk *chunk, lmi_
     backend_chunk first = *chunk, second = *chunk;
     first.hidden_out = c->hidden;
     first.logits = NULL;
-    first.n_logits = 0;
+    first.n_logits = first.n_last_hidden = 0;
+    first.steer = NULL;
     second.hidden_in = c->hidden;
     lmi_status status = c->halves->device[0]->run(c->part[0], &first, error);
     return status == LMI_OK ? c->halves->device[1]->run(c->part[1], &second, error) : status;

@@ -278,6 +278,19 @@ void file_prefetch(const file_view *view, uint64_t offset, uint64_t size) {
     }
 }
 
+void file_drop(const file_view *view, const void *bytes, uint64_t size) {
+    /* Linux maps so many bytes of a file at a time. What of them is a neighbour's can be read again. */
+    enum { TOGETHER = 1 << 16 };
+    const uintptr_t begin = (uintptr_t)view->bytes, from = (uintptr_t)bytes;
+    /* Of memory that is no file's, the same call would forget what is in it. */
+    if (!view->mapped || from < begin || from - begin > view->size || size > view->size - (from - begin)) {
+        return;
+    }
+    const uintptr_t first = from / TOGETHER * TOGETHER, start = first > begin ? first : begin;
+    const uintptr_t last = (from + size + TOGETHER - 1) / TOGETHER * TOGETHER, all = begin + view->size;
+    (void)madvise((void *)start, (size_t)((last < all ? last : all) - start), MADV_DONTNEED);
+}
+
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 /* The folder that `path` is in. */

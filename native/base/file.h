@@ -22,6 +22,8 @@ void file_close(file_view *view);
 lmi_status file_check(const file_view *view, lmi_error *error);
 /* Asks the system to bring the pages in (madvise WILLNEED); never fails. */
 void file_prefetch(const file_view *view, uint64_t offset, uint64_t size);
+/* The pages of these bytes, where they are of this mapped file, leave the process's memory until they are read again; never fails. */
+void file_drop(const file_view *view, const void *bytes, uint64_t size);
 
 /* Writing: data goes to NAME.partial-<pid>-<random> in the same folder; commit makes it durable and renames it. */
 typedef struct file_writer {

@@ -74,6 +74,11 @@ static void take_work(taker *t, backend_context *c) {
     const uint64_t attend = cuda_attend_tiled_bytes(chunk, spec->n_heads, spec->head_dim);
     c->work = take(t, tiled > attend ? tiled : attend, 1);
     c->choose_work = take(t, cuda_candidates_bytes(spec->n_vocab), 1);
+    const uint64_t room = (uint64_t)cuda_steer_room(&c->shape), n_embd = (uint64_t)spec->n_embd;
+    c->steer_down = take(t, room * n_embd, sizeof *c->steer_down);
+    c->steer_up = take(t, room * n_embd, sizeof *c->steer_up);
+    c->coordinates = take(t, room, CUDA_ROWWISE_TOKENS * sizeof *c->coordinates);
+    c->normed = take(t, (uint64_t)cuda_normed_rows(&c->shape) * n_embd, sizeof *c->normed);
     c->control = take(t, 1, sizeof *c->control);
     c->tokens = take(t, (uint64_t)chunk, sizeof *c->tokens);
 }
@@ -210,6 +215,7 @@ lmi_status cuda_open(const backend_model *model, const context_shape *shape, are
 
 void cuda_close(backend_context *c) {
     device_graph_free(c->one);
+    device_graph_free(c->steered);
     device_free(c->stream, c->memory);
     device_free(c->stream, c->banks);
     device_free_pinned(c->stream, c->pinned);

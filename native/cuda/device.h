@@ -39,7 +39,7 @@ const device_info *device_stream_info(const device_stream *stream);
 /* Device memory, zeroed; LMI_OUT_OF_MEMORY says how much was asked for and how much is free. Freed with NULL allowed. */
 lmi_status device_alloc(device_stream *stream, uint64_t bytes, void **memory, lmi_error *error);
 void device_free(device_stream *stream, void *memory);
-/* Host memory that copies run fast from and that kernels can write to at the same address. */
+/* Host memory that copies run fast from and that kernels can read and write at the same address. */
 lmi_status device_alloc_pinned(device_stream *stream, uint64_t bytes, void **memory, lmi_error *error);
 void device_free_pinned(device_stream *stream, void *memory);
 

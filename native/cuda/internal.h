@@ -1,5 +1,5 @@
 /* Inside the host side of the CUDA backend: weights.c (what a model has on the device), context.c (memory of a session), run.c (steps as
- * launches), entry.c (the door of the library). */
+ * launches), steer.c (rows after the last norm), entry.c (the door of the library). */
 #ifndef LMI_CUDA_INTERNAL_H
 #define LMI_CUDA_INTERNAL_H
 
@@ -60,12 +60,18 @@ struct backend_context {
     int32_t *tokens; /* [chunk] */
 
     cuda_mailbox *mailbox;  /* pinned */
-    int32_t *staged_tokens; /* [chunk] pinned */
+    int32_t *staged_tokens; /* [chunk] pinned; a pass over one token reads it here */
     float *staged;          /* pinned: [staged_values] hidden states, logits, saved states on their way */
     uint64_t staged_values;
     int64_t chosen_row;     /* of the logits, whose candidates are in the mailbox; -1: none */
     cuda_control on_device; /* what the control block holds after what is queued */
     device_graph *one;      /* one token with its logits, captured when the session was opened */
+    device_graph *steered;  /* the same with steered logits; NULL: the session has room for none */
+
+    float *steer_down, *steer_up; /* [room][n_embd], [n_embd][room]: see cuda_steer_room */
+    int64_t steer_version;        /* of the factors that are there; 0: none */
+    float *normed;                /* [cuda_normed_rows][n_embd] after the last norm */
+    float *coordinates;           /* [CUDA_ROWWISE_TOKENS][room] of them, along the steers */
 };
 
 /* What the choice of kernels depends on. */
@@ -85,5 +91,15 @@ lmi_status cuda_context_put(backend_context *c, uint64_t offset, size_t n, const
 lmi_status cuda_fetch_logits(backend_context *c, int64_t row, float *values, lmi_error *error);
 lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *out, lmi_error *error);
 lmi_status cuda_capture(backend_context *c, lmi_error *error);
+lmi_status cuda_download_rows(backend_context *c, float *to, const float *from, int64_t n_rows, int64_t width,
+                              lmi_error *error);
+
+int64_t cuda_steer_room(const context_shape *shape);  /* directions of steers that there is room for */
+int64_t cuda_normed_rows(const context_shape *shape); /* rows after the last norm at a time */
+/* Factors go to the device if others are there. Nothing of the last chunk is still queued. */
+lmi_status cuda_put_steer(backend_context *c, const steer_factors *f, lmi_error *error);
+/* c->normed becomes n_rows steered rows of the chunk, at most cuda_normed_rows, from row0 on. */
+void cuda_steer(backend_context *c, int64_t row0, int64_t n_rows);
+lmi_status cuda_fetch_hidden(backend_context *c, const backend_chunk *chunk, lmi_error *error);
 
 #endif

@@ -64,7 +64,7 @@ typedef struct cuda_turns {
 /* x[t] = scale * row tokens[t] of the table, where x is not NULL; and the rows of turns. */
 typedef struct cuda_begin {
     const cuda_control *control;
-    const int32_t *tokens; /* [n_tokens] */
+    const int32_t *tokens; /* [n_tokens]; may be pinned host memory */
     int32_t n_tokens;
     cuda_weight table;
     float scale;
@@ -113,6 +113,9 @@ uint64_t cuda_tiled_bytes(int64_t n_tokens, int64_t widest_input, int64_t n_expe
 
 /* y[t] += norm(x[t]); rows of width. */
 void cuda_launch_add_norm(const float *x, float *y, cuda_norm norm, int64_t width, int32_t n_tokens, device_stream *stream);
+
+/* y[t] = norm(x[t]), rows of width: the input that the row-wise product with this norm makes for itself. norm.cu */
+void cuda_launch_norm(const float *x, float *y, cuda_norm norm, int64_t width, int32_t n_rows, device_stream *stream);
 
 /* From logits r [n_tokens][n_experts] the n_used largest (the first of equals), in descending order, and their weights: softmax over the
  * chosen ones (normed) or over all. As cpu_route in backend/cpu_experts.c. */

@@ -4,14 +4,12 @@
 
 #include "cuda/internal.h"
 
-static const float *input_of(const backend_context *c, const step *s, int64_t row) {
-    return c->buffers[s->in] + row * step_buffer_width(c->model->spec, s->in);
-}
-
 /* ---- launches ------------------------------------------------------------------------------------------------------ */
 
 static void begin(backend_context *c, const cuda_pass *pass) {
-    cuda_begin args = {.control = c->control, .tokens = c->tokens, .n_tokens = pass->n_tokens, .n_turns = c->n_turns};
+    /* One token is read where the host wrote it: a copy, queued before the graph, takes longer than that. */
+    const int32_t *tokens = pass->n_tokens == 1 ? c->staged_tokens : c->tokens;
+    cuda_begin args = {.control = c->control, .tokens = tokens, .n_tokens = pass->n_tokens, .n_turns = c->n_turns};
     memcpy(args.turns, c->turns, sizeof args.turns);
     if (c->model->steps[0].kind == STEP_EMBED) {
         args.table = c->weights->steps[0].w[0];
@@ -21,7 +19,7 @@ static void begin(backend_context *c, const cuda_pass *pass) {
     cuda_launch_begin(&args, c->stream);
 }
 
-static void linear(backend_context *c, const step *s, const cuda_step *on_device, int64_t row0, int64_t n_rows) {
+static void linear(backend_context *c, const step *s, const cuda_step *on_device, const float *x, int64_t n_rows) {
     const model_spec *spec = c->model->spec;
     const bool experts = s->kind == STEP_EXPERTS_GATED || s->kind == STEP_EXPERTS_ADD;
     const bool gated = s->kind == STEP_GATED || s->kind == STEP_EXPERTS_GATED;
@@ -31,7 +29,7 @@ static void linear(backend_context *c, const step *s, const cuda_step *on_device
                                          : CUDA_ADD,
         .activation = spec->arch->activation,
         .n_tokens = (int32_t)n_rows,
-        .x = input_of(c, s, row0),
+        .x = x,
         .norm = on_device->norm,
         .s = s->gated_by_s ? c->buffers[BUFFER_S] : NULL,
         .clamp = s->clamp,
@@ -133,25 +131,33 @@ static void launch_step(backend_context *c, int64_t i, const cuda_pass *pass) {
     case STEP_GATED:
     case STEP_EXPERTS_GATED:
     case STEP_EXPERTS_ADD:
-        linear(c, s, on_device, 0, pass->n_tokens);
+        linear(c, s, on_device, c->buffers[s->in], pass->n_tokens);
         break;
     }
 }
 
 static bool gives_logits(const step *s) { return s->kind == STEP_LINEAR && s->out[0] == BUFFER_LOGITS; }
 
-static void logits(backend_context *c, int64_t row0, int64_t n_rows) {
+static void logits(backend_context *c, int64_t row0, int64_t n_rows, bool steered) {
     const int64_t i = c->model->n_steps - 1;
-    linear(c, &c->model->steps[i], &c->weights->steps[i], row0, n_rows);
+    const step *s = &c->model->steps[i];
+    cuda_step on_device = c->weights->steps[i];
+    const float *x = c->buffers[s->in] + row0 * step_buffer_width(c->model->spec, s->in);
+    if (steered) {
+        cuda_steer(c, row0, n_rows);
+        on_device.norm = (cuda_norm){.kind = CUDA_NORM_NONE};
+        x = c->normed;
+    }
+    linear(c, s, &on_device, x, n_rows);
 }
 
 /* Everything that one token takes, up to its logits and candidates. */
-static void launch_one(backend_context *c) {
+static void launch_one(backend_context *c, bool steered) {
     const cuda_pass pass = {.n_tokens = 1};
     begin(c, &pass);
     for (int64_t i = 0; i < c->model->n_steps; i++) {
         if (gives_logits(&c->model->steps[i])) {
-            logits(c, 0, 1);
+            logits(c, 0, 1, steered);
             cuda_launch_candidates(c->buffers[BUFFER_LOGITS], c->model->spec->n_vocab, &c->mailbox->candidates, c->choose_work,
                                    c->stream);
         } else {
@@ -161,10 +167,10 @@ static void launch_one(backend_context *c) {
     cuda_launch_advance(c->control, 1, c->stream);
 }
 
-lmi_status cuda_capture(backend_context *c, lmi_error *error) {
+static lmi_status capture(backend_context *c, bool steered, device_graph **graph, lmi_error *error) {
     /* Once in earnest: the driver loads kernels when they are first launched, which a recording must not wait for, and a device that cannot
      * run them is found here. What token 0 left behind is cleared. */
-    launch_one(c);
+    launch_one(c, steered);
     lmi_status status = device_check(c->stream, error);
     if (status != LMI_OK) {
         return status;
@@ -172,8 +178,13 @@ lmi_status cuda_capture(backend_context *c, lmi_error *error) {
     device_clear(c->stream, c->banks, c->bank_bytes);
     device_clear(c->stream, c->control, sizeof *c->control);
     device_graph_begin(c->stream);
-    launch_one(c);
-    return device_graph_end(c->stream, &c->one, error);
+    launch_one(c, steered);
+    return device_graph_end(c->stream, graph, error);
+}
+
+lmi_status cuda_capture(backend_context *c, lmi_error *error) {
+    const lmi_status status = capture(c, false, &c->one, error);
+    return status == LMI_OK && c->shape.steer_rank > 0 ? capture(c, true, &c->steered, error) : status;
 }
 
 /* ---- chunks -------------------------------------------------------------------------------------------------------- */
@@ -190,11 +201,13 @@ static void stage(backend_context *c, const backend_chunk *chunk) {
         device_upload(c->stream, c->buffers[BUFFER_X], c->staged, bytes);
     }
     memcpy(c->staged_tokens, chunk->tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
-    device_upload(c->stream, c->tokens, c->staged_tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
+    if (chunk->n_tokens > 1) {
+        device_upload(c->stream, c->tokens, c->staged_tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
+    }
 }
 
-static lmi_status download_rows(backend_context *c, float *to, const float *from, int64_t n_rows, int64_t width,
-                                lmi_error *error) {
+lmi_status cuda_download_rows(backend_context *c, float *to, const float *from, int64_t n_rows, int64_t width,
+                              lmi_error *error) {
     const int64_t most = (int64_t)c->staged_values / width;
     lmi_status status = LMI_OK;
     for (int64_t row = 0; row < n_rows && status == LMI_OK;) {
@@ -212,17 +225,18 @@ static lmi_status download_rows(backend_context *c, float *to, const float *from
 /* With room on the host: all rows, as many at a time as there is room for on the device. Without: the rows stay where they are. */
 static lmi_status run_logits(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     const int64_t n_vocab = c->model->spec->n_vocab;
+    const bool steered = chunk->steer != NULL;
     if (chunk->logits == NULL) {
         if (chunk->n_logits > 0) {
-            logits(c, chunk->n_tokens - chunk->n_logits, chunk->n_logits);
+            logits(c, chunk->n_tokens - chunk->n_logits, chunk->n_logits, steered);
         }
         return LMI_OK;
     }
     lmi_status status = LMI_OK;
     for (int64_t done = 0; done < chunk->n_logits && status == LMI_OK;) {
         const int64_t left = chunk->n_logits - done, n = left < c->logits_rows ? left : c->logits_rows;
-        logits(c, chunk->n_tokens - left, n);
-        status = download_rows(c, chunk->logits + done * n_vocab, c->buffers[BUFFER_LOGITS], n, n_vocab, error);
+        logits(c, chunk->n_tokens - left, n, steered);
+        status = cuda_download_rows(c, chunk->logits + done * n_vocab, c->buffers[BUFFER_LOGITS], n, n_vocab, error);
         done += n;
     }
     return status;
@@ -250,19 +264,25 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
 
 lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     const bool whole = gives_logits(&c->model->steps[c->model->n_steps - 1]);
+    lmi_status status = chunk->steer != NULL ? cuda_put_steer(c, chunk->steer, error) : LMI_OK;
+    if (status != LMI_OK) {
+        return status;
+    }
     stage(c, chunk);
     c->chosen_row = -1;
-    lmi_status status = LMI_OK;
     if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
         status = fail(error, LMI_CANCELLED, "cancelled");
     } else if (chunk->n_tokens == 1 && (chunk->n_logits == 1 || !whole) && chunk->logits == NULL) {
-        device_graph_launch(c->stream, c->one);
+        device_graph_launch(c->stream, chunk->steer != NULL ? c->steered : c->one);
         c->chosen_row = 0;
     } else {
         status = run_steps(c, chunk, error);
     }
     if (status == LMI_OK && chunk->hidden_out != NULL) {
-        status = download_rows(c, chunk->hidden_out, c->buffers[BUFFER_X], chunk->n_tokens, c->model->spec->n_embd, error);
+        status = cuda_download_rows(c, chunk->hidden_out, c->buffers[BUFFER_X], chunk->n_tokens, c->model->spec->n_embd, error);
+    }
+    if (status == LMI_OK) {
+        status = cuda_fetch_hidden(c, chunk, error);
     }
     const lmi_status last = device_check(c->stream, status == LMI_OK ? error : NULL);
     status = status == LMI_OK ? last : status;
@@ -273,7 +293,7 @@ lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *e
 
 lmi_status cuda_fetch_logits(backend_context *c, int64_t row, float *values, lmi_error *error) {
     const int64_t n_vocab = c->model->spec->n_vocab;
-    return download_rows(c, values, c->buffers[BUFFER_LOGITS] + row * n_vocab, 1, n_vocab, error);
+    return cuda_download_rows(c, values, c->buffers[BUFFER_LOGITS] + row * n_vocab, 1, n_vocab, error);
 }
 
 lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *out, lmi_error *error) {

@@ -44,10 +44,12 @@ static uint8_t *next_batch(uploader *u) {
     return u->staging[u->turn];
 }
 
-static void end_batch(uploader *u, uint64_t bytes) {
+/* The staging is on its way, and `host`, which it was filled from, has been read. */
+static void end_batch(uploader *u, const void *host, uint64_t bytes) {
     device_mark_set(u->stream, u->free[u->turn]);
     u->done += bytes;
-    if (u->how != NULL && u->how->progress != NULL && u->how->progress(u->how->context, u->done, u->all) != 0) {
+    u->how->copied(u->how->owner, host, bytes);
+    if (u->how->progress != NULL && u->how->progress(u->how->context, u->done, u->all) != 0) {
         u->status = fail(u->error, LMI_CANCELLED, "cancelled while the weights were copied to the GPU");
     } else if (device_peek(u->stream, u->error) != LMI_OK) {
         u->status = LMI_DEVICE;
@@ -60,7 +62,7 @@ static void copy_raw(uploader *u, uint8_t *device, const void *host, uint64_t by
         uint8_t *staging = next_batch(u);
         memcpy(staging, (const uint8_t *)host + at, (size_t)n);
         device_upload(u->stream, device + at, staging, n);
-        end_batch(u, n);
+        end_batch(u, (const uint8_t *)host + at, n);
         at += n;
     }
 }
@@ -103,7 +105,7 @@ static void copy_planes(uploader *u, const quant_info *type, const void *host, u
                 part += n * bytes;
             }
         }
-        end_batch(u, job.n_blocks * type->block_bytes);
+        end_batch(u, job.blocks, job.n_blocks * type->block_bytes);
         at += job.n_blocks;
     }
 }

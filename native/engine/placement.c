@@ -49,11 +49,6 @@ static lmi_status plan_for(const lmi_model *model, const context_shape *shape, c
         remedy(error, "Use --device cpu.");
         return LMI_DEVICE;
     }
-    if ((shape->last_hidden || shape->steer_rank > 0) && !p->device->steers) {
-        fail(error, LMI_DEVICE, "only the CPU steers, and gives hidden states");
-        remedy(error, "Use --device cpu.");
-        return LMI_DEVICE;
-    }
     plan->host_weights = host_weights(model, p);
     plan->device_weights = device_weights(model, p);
     return p->device->plan(&p->model, shape, &plan->bytes, error);
@@ -202,12 +197,21 @@ static lmi_status find_device(model_devices *d, const char *library, lmi_error *
     return status;
 }
 
+/* What the GPU has, the CPU does not read: without this, the process would seem to hold the whole file. */
+static void drop_copied(void *owner, const void *bytes, uint64_t n) {
+    const lmi_model *model = owner;
+    file_drop(&model->view, bytes, n);
+    for (int64_t i = 0; i < model->shards.n; i++) {
+        file_drop(&model->shards.views[i], bytes, n);
+    }
+}
+
 lmi_status placement_open(lmi_model *model, const lmi_model_options *options, lmi_error *error) {
     model_devices *d = &model->devices;
     const int64_t n_layers = model->spec.n_layers;
     d->wanted = options->device;
     d->wanted_layers = options->gpu_layers < n_layers ? options->gpu_layers : n_layers;
-    d->upload = (backend_upload){options->device_index, options->progress, options->progress_context};
+    d->upload = (backend_upload){options->device_index, options->progress, options->progress_context, drop_copied, model};
     if (options->device != LMI_DEVICE_CPU && options->gpu_layers != 0) {
         lmi_error refusal = {0};
         lmi_status status = find_device(d, options->device_library, &refusal);

@@ -88,7 +88,7 @@ static void copy_steers(lmi_session *s, const lmi_steer *steers, int32_t n, int6
         }
         at += scale != 0.0 ? steer->rank : 0;
     }
-    s->steer = (steer_factors){rank, s->steer_down, s->steer_up};
+    s->steer = (steer_factors){rank, s->steer_down, s->steer_up, s->steer.version + 1};
 }
 
 lmi_status lmi_session_set_steers(lmi_session *session, const lmi_steer *steers, int32_t n, lmi_error *error) {

@@ -343,8 +343,8 @@ LMI_API lmi_status lmi_session_nll_rows(lmi_session *session, int64_t first_row,
                                         lmi_error *error);
 
 /* Hidden state [n_embd] float32 of a token of the last read call's last chunk, after the last norm and before any steer: what the
- * output matrix makes logits of. Rows as in lmi_session_logits, one after the other in memory; NULL if there is none, or without all_hidden. Only the CPU gives them:
- * a session with all_hidden or steer_rank does not open on a GPU (LMI_DEVICE). */
+ * output matrix makes logits of. Rows as in lmi_session_logits, one after the other in memory; NULL if there is none, or without
+ * all_hidden. */
 LMI_API const float *lmi_session_hidden(lmi_session *session, int64_t row);
 
 /* A steer (LM-Steer, arXiv 2305.12798): before the output matrix a hidden state c becomes c + sum of epsilon alpha (c P1) P2^T over

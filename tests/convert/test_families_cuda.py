@@ -113,6 +113,40 @@ def test_states_move(shipped_model, cuda, tmp_path):
             assert noise(c.logits(), a.logits()) < NOISE
 
 
+def resident(path) -> int:
+    """Bytes of a mapped file that this process holds."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split()[0]:  # of a range: address perms offset device inode path
+            ours = line.split(maxsplit=5)[5:] == [str(path)]
+        elif ours and name == "Rss":
+            found += int(rest.split()[0]) << 10
+    return found
+
+
+def test_copied_weights_leave_memory(shipped_model, cuda):
+    """Those that the device has; the CPU's stay, and the map is as it was: what is read from it again is the same."""
+    size, tokens = shipped_model.stat().st_size, [int(t) for t in tokens_for(9)]
+    options = {"window": 24, "sinks": 2, "chunk": 16}
+    with lmi.Model(shipped_model, device="cpu") as cpu, cpu.session(**options) as a:
+        a.read_tokens(tokens)
+        if resident(shipped_model) < size // 2:
+            pytest.skip("this system does not say what is resident")
+        expected = a.logits().copy()
+        held = resident(shipped_model)
+        with cuda(shipped_model) as gpu, gpu.session(**options):
+            assert gpu.plan(**options).weight_bytes == 0
+            assert resident(shipped_model) - held < size // 8
+        with cuda(shipped_model, gpu_layers=2) as both, both.session(**options) as b:
+            of_cpu = both.plan(**options).weight_bytes
+            b.read_tokens(tokens)
+            assert size // 4 < of_cpu < size and 0.8 * of_cpu < resident(shipped_model) - held < of_cpu + size // 8
+        a.rewind_to(0)
+        a.read_tokens(tokens)
+        np.testing.assert_array_equal(a.logits(), expected)
+
+
 def test_text(shipped_model, cuda):
     """Greedy text is the CPU's; drawn text, which the candidates decide, is the same every time."""
     with lmi.Model(shipped_model, device="cpu") as cpu, cuda(shipped_model) as gpu:
@@ -120,3 +154,68 @@ def test_text(shipped_model, cuda):
         assert greedy[0] == greedy[1]
         drawn = [gpu.complete("Once upon a time", max_tokens=6, seed=3).text for _ in range(2)]
         assert drawn[0] == drawn[1]
+
+
+# ---- steers ----
+
+
+def make_steer(model, rank: int, seed: int, epsilon: float) -> lmi.Steer:
+    p1, p2 = np.random.default_rng(seed).normal(size=(2, model.info.n_embd, rank)).astype(np.float32)
+    return lmi.Steer("made", model.info.n_embd, rank, epsilon, model.fingerprint, {}, p1.tobytes(), p2.tobytes())
+
+
+def rows_of(session, n: int):
+    return np.array([session.logits(i) for i in range(n)]), np.array([session.hidden(i) for i in range(n)])
+
+
+@pytest.mark.parametrize(("name", "layers"), [("llama", None), ("llama", 1), ("gemma2", None), ("gptj", None)])
+def test_steers_as_the_cpu(made, cuda, name, layers):
+    """A token at a time, a few at once, in a chunk; with room to spare; after a steer of more directions; after none."""
+    _, path = made(name)
+    tokens = [int(t) for t in tokens_for(90)]
+    options = {"window": 24, "sinks": 3, "chunk": 70, "kv_type": "f32", "all_logits": True, "all_hidden": True}
+    with lmi.Model(path, device="cpu") as cpu, cuda(path, gpu_layers=layers) as gpu:
+        steers = [make_steer(cpu, 5, 1, 4e-3), make_steer(cpu, 14, 2, 0.02)]
+        with cpu.session(steer_rank=22, **options) as a, gpu.session(steer_rank=22, **options) as b:
+            assert b.plan.device_layers == (layers or cpu.info.n_layers)
+            first, parts = [], (1, 5, 66, 1) if name == "llama" else (1, 5, 1)
+            for alphas in (1, -0.7), (2, 0), (0, 0):
+                found = []
+                for session in (a, b):
+                    session.rewind_to(0)
+                    session.steer([(s, alpha) for s, alpha in zip(steers, alphas, strict=True)])
+                    for part in parts:
+                        session.read_tokens(tokens[session.position : session.position + part])
+                        found.append(rows_of(session, part))
+                for i, n in enumerate(parts):
+                    for got, expected in zip(found[len(parts) + i], found[i], strict=True):
+                        assert noise(got, expected) < NOISE, (alphas, i)
+                        if n <= 8 and i < 2:  # nothing was read in a chunk by then
+                            assert worst(got, expected) < SINGLE, (alphas, i)
+                first.append(found[len(parts)][0])
+                parts = (1, 2)
+            assert min(worst(first[i], first[2]) for i in (0, 1)) > 0.02 and b.hot_allocations == 0
+
+
+def test_alpha_zero_is_the_model_bit_for_bit(made, cuda):
+    """On the device, too; a token with guesses beside it is what it is alone; candidates are of the steered logits."""
+    text = [int(t) for t in tokens_for(9)] * 3
+    with cuda(made("llama")[1]) as gpu:
+        steer = make_steer(gpu, 6, 3, 5e-3)
+        found = {}
+        for name, alpha, draft in (("plain", None, 0), ("zero", 0, 0), ("one", 3, 0), ("drafts", 3, 3)):
+            options = {} if alpha is None else {"steer": [(steer, alpha)]}
+            with gpu.session(window=48, sinks=2, chunk=16, draft=draft, **options) as session:
+                session.set_sampling(temperature=0)
+                session.read_tokens(text[:18])
+                rows, tokens = [], []
+                for token in text[18:]:
+                    session.read_token(token)
+                    tokens.append(session.sample().token)
+                    rows.append(session.logits().copy())
+                found[name] = np.array(rows)
+                assert tokens == [int(np.argmax(row)) for row in rows]
+                assert (session.draft_counts.true > 0) == (draft > 0)
+        np.testing.assert_array_equal(found["plain"], found["zero"])
+        np.testing.assert_array_equal(found["one"], found["drafts"])
+        assert not np.array_equal(found["plain"], found["one"])

@@ -96,6 +96,7 @@ static lmi_status copy_steps(fake_weights *own, const backend_model *model, cons
             if (copy_weight(own, steps[i].w[w], bytes, &steps[i].w[w]) != LMI_OK) {
                 return fail(error, LMI_OUT_OF_MEMORY, "no memory for the fake device");
             }
+            how->copied(how->owner, model->steps[i].w[w]->data, bytes);
             done += bytes;
             if (how->progress != NULL && how->progress(how->context, done < own->bytes ? done : own->bytes, own->bytes) != 0) {
                 return fail(error, LMI_CANCELLED, "cancelled");

@@ -125,6 +125,15 @@ static void test_reading(void) {
         file_prefetch(&view, UINT64_MAX, UINT64_MAX);
         file_prefetch(&view, SIZE, 1);
         file_prefetch(&view, SIZE - 1, 0);
+        static unsigned char other[1 << 18]; /* beside the file, whole pages of it */
+        memset(other, 7, sizeof other);
+        file_drop(&view, view.bytes, SIZE);
+        file_drop(&view, view.bytes + 70000, 1000);
+        file_drop(&view, view.bytes + SIZE, 0);
+        file_drop(&view, other, sizeof other);
+        file_drop(&view, view.bytes - 4096, 4096);
+        file_drop(&view, view.bytes, UINT64_MAX);
+        CHECK(memcmp(view.bytes, bytes, SIZE) == 0 && other[100000] == 7, "what was dropped is there again");
         CHECK(file_check(&view, &error) == LMI_OK);
         FILE *more = fopen(in_folder("data"), "ab");
         fputc('x', more);

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import lmi as package
+import numpy as np
 import pytest
 from lmi import selftest
 
@@ -185,16 +186,23 @@ def test_importance_is_the_cpus(gpu, tiny):
         m.session(importance=True)
 
 
-@pytest.mark.parametrize("options", [{"steer_rank": 4}, {"all_hidden": True}])
-def test_steers_are_the_cpus(gpu, tiny, options):
-    with package.Model(tiny) as m, m.session(**options) as s:
-        assert s.plan.device_layers == 0 and "only the CPU steers" in s.plan.device_note
-        s.feed(TEXT)
-    for layers in (1, LAYERS):
-        with package.Model(tiny, device="cuda", gpu_layers=layers) as m:
-            with pytest.raises(package.DeviceError, match="only the CPU steers") as e:
-                m.session(**options)
-            assert "--device cpu" in e.value.remedy
+@pytest.mark.parametrize("layers", range(1, LAYERS + 1))
+def test_steers(layers, gpu, tiny):
+    """Of the half that has the last layer, whatever runs the others."""
+    options = {"window": 32, "sinks": 4, "chunk": 16, "steer_rank": 5, "all_logits": True, "all_hidden": True}
+    with package.Model(tiny, device="cpu") as cpu, package.Model(tiny, device="cuda", gpu_layers=layers) as m:
+        p1, p2 = np.random.default_rng(1).normal(size=(2, m.info.n_embd, 5)).astype(np.float32)
+        steer = package.Steer("made", m.info.n_embd, 5, 1e-2, m.fingerprint, {}, p1.tobytes(), p2.tobytes())
+        with cpu.session(**options) as a, m.session(**options) as b:
+            assert b.plan.device_layers == layers
+            rows = []
+            for alpha in (0, 3, -2):
+                for session in (a, b):
+                    session.steer([(steer, alpha)])
+                    session.feed(TEXT, bos=False)
+                    session.read_token(7)
+                    rows.append(np.concatenate([session.logits(), session.hidden()]))
+                np.testing.assert_array_equal(rows[-1], rows[-2])
 
 
 # ---- the command ----

@@ -71,8 +71,8 @@ def train(model, data, output, dummy, console, force, threads, **o):
       lmi perplexity model.gguf play.txt --steer style.steer:1
 
     A label says how much of the style a text has: 1 all of it, -1 its opposite. With --steer style.steer:ALPHA texts of that
-    label become likelier. Some hundred texts of each kind, of some hundred words, are enough. Needs PyTorch, and runs on the
-    CPU: the texts are read once, then only the steer is trained.
+    label become likelier. Some hundred texts of each kind, of some hundred words, are enough. Needs PyTorch: the texts are read
+    once, on the GPU or the CPU, then only the steer is trained, on the CPU.
     """
     from lmi_convert.writer import require_writable, write_pieces
 
