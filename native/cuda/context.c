@@ -98,7 +98,9 @@ static void take_pinned(taker *t, backend_context *c) {
     const model_spec *spec = c->model->spec;
     c->mailbox = take(t, 1, sizeof *c->mailbox);
     c->staged_tokens = take(t, (uint64_t)c->shape.chunk, sizeof *c->staged_tokens);
-    c->staged_values = (uint64_t)larger(c->shape.chunk * spec->n_embd, spec->n_vocab);
+    /* Of a hidden state, of a row of logits, and of a table of turns, which is more than either in a very small model. */
+    c->staged_values =
+        (uint64_t)larger(larger(c->shape.chunk * spec->n_embd, spec->n_vocab), sizeof(rope_table) / sizeof *c->staged);
     c->staged = take(t, c->staged_values, sizeof *c->staged);
 }
 
@@ -177,7 +179,7 @@ static lmi_status take_memory(backend_context *c, lmi_error *error) {
 
 static lmi_status fill_memory(backend_context *c, lmi_error *error) {
     for (int i = 0; i < c->n_turns; i++) {
-        memcpy(c->staged, c->rope_of[i], sizeof *c->rope_of[i]); /* staged is larger: see take_pinned */
+        memcpy(c->staged, c->rope_of[i], sizeof *c->rope_of[i]); /* staged has room: see take_pinned */
         device_upload(c->stream, c->ropes[i], c->staged, sizeof *c->rope_of[i]);
         lmi_status status = device_check(c->stream, error);
         if (status != LMI_OK) {

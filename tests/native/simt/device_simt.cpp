@@ -28,7 +28,7 @@ struct device_mark {
 
 namespace {
 
-simt_device device = {8, 0, (uint64_t)24 << 30, (uint64_t)24 << 30, 99 * 1024, false};
+simt_device device = {8, 0, (uint64_t)24 << 30, (uint64_t)24 << 30, 99 * 1024, false, 0, 0};
 std::map<void *, uint64_t> blocks; /* sizes of what is allocated */
 uint64_t n_bytes;
 
@@ -139,6 +139,7 @@ void device_free_pinned(device_stream *, void *memory) { give(memory); }
 static void copy(device_stream *stream, void *to, const void *from, uint64_t bytes) {
     queue(stream, [=] {
         simt::host_waits();
+        device.n_copies++;
         if (bytes > 0) { /* else either may be NULL */
             memcpy(to, from, bytes);
         }
@@ -161,6 +162,7 @@ lmi_status device_peek(device_stream *stream, lmi_error *error) {
 }
 lmi_status device_check(device_stream *stream, lmi_error *error) {
     simt::host_waits();
+    device.n_waits++;
     return device_peek(stream, error);
 }
 
