@@ -98,9 +98,8 @@ static void take_pinned(taker *t, backend_context *c) {
     const model_spec *spec = c->model->spec;
     c->mailbox = take(t, 1, sizeof *c->mailbox);
     c->staged_tokens = take(t, (uint64_t)c->shape.chunk, sizeof *c->staged_tokens);
-    /* Of a hidden state, of a row of logits, and of a table of turns, which is more than either in a very small model. */
-    c->staged_values =
-        (uint64_t)larger(larger(c->shape.chunk * spec->n_embd, spec->n_vocab), sizeof(rope_table) / sizeof *c->staged);
+    const int64_t rope_values = sizeof(rope_table) / sizeof *c->staged; /* more than the rest in very small models */
+    c->staged_values = (uint64_t)larger(larger(c->shape.chunk * spec->n_embd, spec->n_vocab), rope_values);
     c->staged = take(t, c->staged_values, sizeof *c->staged);
 }
 

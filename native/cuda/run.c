@@ -264,7 +264,7 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
 
 lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     const bool whole = gives_logits(&c->model->steps[c->model->n_steps - 1]);
-    lmi_status status = chunk->steer != NULL ? cuda_put_steer(c, chunk->steer, error) : LMI_OK;
+    lmi_status status = chunk->steer != NULL ? cuda_put_steer(c, chunk->steer, error) : LMI_OK; /* before anything is staged */
     if (status != LMI_OK) {
         return status;
     }

@@ -137,6 +137,23 @@ static void check_cost(const char *what, const steer_factors *steer, bool copies
     compare(what, 1, 0, false);
 }
 
+/* What a saved state holds, out and in again, in pieces of any size. */
+static void test_state(void) {
+    const struct side *gpu = &sides[1];
+    const uint64_t size = gpu->table->context_bytes(gpu->context);
+    CHECK(size == backend_cpu.context_bytes(sides[0].context));
+    unsigned char *saved = malloc((size_t)size), *back = malloc((size_t)size);
+    CHECK(gpu->table->context_get(gpu->context, 0, (size_t)size, saved, NULL) == LMI_OK);
+    for (uint64_t at = 0, n = 1; at < size; at += n, n = n * 3 + 1) {
+        n = n < size - at ? n : size - at;
+        CHECK(gpu->table->context_put(gpu->context, at, (size_t)n, saved + at, NULL) == LMI_OK);
+        CHECK(gpu->table->context_get(gpu->context, at, (size_t)n, back + at, NULL) == LMI_OK);
+    }
+    CHECK(memcmp(saved, back, (size_t)size) == 0);
+    free(saved);
+    free(back);
+}
+
 int main(void) {
     lmi_model *model = open_model(QUANT_F32, 2);
     n_embd = model->spec.n_embd;
@@ -172,6 +189,7 @@ int main(void) {
     compare("a steered chunk", N_LOGITS, 3, true);
     run(2, 1, 0, &few);
     compare("after it", 1, 0, true);
+    test_state();
     close_sides();
     lmi_model_close(model);
     return check_report();
