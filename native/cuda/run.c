@@ -90,6 +90,7 @@ static void attend(backend_context *c, const step *s, const cuda_step *on_device
         .capacity = layer->capacity,
         .ring = banks,
         .sinks_bank = banks + ring_bytes,
+        .recall = cuda_kept_layer(c, s->layer),
         .head_stride = ring_bytes + kv_bank_bytes(c->shape.kv_type, spec->head_dim, kv_round_slots(layer->sinks)),
         .parts = c->parts,
         .arrived = c->arrived,
@@ -250,9 +251,12 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
 
 lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     const bool whole = gives_logits(&c->model->steps[c->model->n_steps - 1]);
+    lmi_status status = cuda_kept_begin(c, chunk, error);
+    if (status != LMI_OK) {
+        return status;
+    }
     stage(c, chunk);
     c->chosen_row = -1;
-    lmi_status status = LMI_OK;
     if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
         status = fail(error, LMI_CANCELLED, "cancelled");
     } else if (chunk->n_tokens == 1 && (chunk->n_logits == 1 || !whole) && chunk->logits == NULL) {

@@ -18,7 +18,7 @@ export LMI_LIBRARY=$PWD/build/gpu/liblmi.so PYTHONPATH=$PWD/runtime:$PWD/convert
 export LMI_CUDA_LIBRARY=$(find "$PWD/build/gpu" -name liblmi_cuda.so | head -1)
 
 echo "== results: every family and the shipped model, against the CPU"
-$PYTHON -m pytest -q tests/convert/test_families_cuda.py -k gpu || failed=1
+$PYTHON -m pytest -q tests/convert/test_families_cuda.py tests/convert/test_recall_cuda.py -k gpu || failed=1
 
 echo "== compute-sanitizer on the shipped model"
 for tool in memcheck racecheck; do
