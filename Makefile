@@ -8,7 +8,7 @@ CMAKE  := $(shell command -v cmake || echo $(CURDIR)/$(BIN)/cmake)
 JOBS   := $(shell nproc 2>/dev/null || echo 2)
 THREADED := test_pool test_session test_steer test_devices
 SPACE  := $(subst ,, )
-SIMT   := test_simt test_small test_gemv test_gemv_steps test_gemm test_attend
+SIMT   := test_simt test_small test_gemv test_gemv_steps test_gemm test_attend test_recall
 # What is installed to be used here, or to run tests, has no CUDA where there is no GPU: compiling it takes minutes.
 NO_CUDA := --config-settings=cmake.define.LMI_CUDA=OFF
 IF_GPU = $(if $(shell nvidia-smi -L 2>/dev/null),,$(NO_CUDA))

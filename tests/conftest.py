@@ -46,6 +46,25 @@ def shipped_model() -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=["emulated", "gpu"])
+def cuda(request, native):
+    """Opens a file on a device: the SIMT emulator (tests/native/simt), and a GPU where there is one."""
+    import lmi
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "emulated":
+            path = Path(os.environ["LMI_LIBRARY"]).parent / "tests" / "simt" / "liblmi_cuda_simt.so"
+            if not path.is_file():
+                pytest.skip(f"no library at {path}: it takes a C++ compiler")
+            patch.setenv("LMI_CUDA_LIBRARY", str(path))
+        else:
+            try:
+                lmi.find_device()
+            except lmi.DeviceError as error:
+                pytest.skip(str(error))
+        yield lambda path, **options: lmi.Model(path, device="cuda", **options)
+
+
 @pytest.fixture(scope="session")
 def stories(data: Path, tmp_path_factory: pytest.TempPathFactory):
     """stories260K as a float32 file."""

@@ -235,7 +235,7 @@ static lmi_status cpu_plan(const backend_model *model, const context_shape *shap
     if (t.failed) {
         return fail(error, LMI_OUT_OF_MEMORY, "the work space is larger than this machine can address");
     }
-    const uint64_t recall = cpu_recall_store_bytes(&counted);
+    const uint64_t recall = recall_store_of(model, shape).banks_size;
     const uint64_t context = all_layer_bytes(model, shape) + (shape->recall_folder == NULL ? recall : 0);
     *bytes = (backend_bytes){.context = context, .work = t.bytes + sizeof counted, .recall = recall};
     return LMI_OK;
@@ -263,7 +263,13 @@ static lmi_status cpu_open(const backend_model *model, const context_shape *shap
     }
     place_banks(c);
     *out = c;
-    return c->recall != NULL ? spill_open(shape->recall_folder, cpu_recall_store_bytes(c), &c->recall->store, error) : LMI_OK;
+    if (c->recall == NULL) {
+        return LMI_OK;
+    }
+    recall_store *kept = &c->recall->kept;
+    lmi_status status = spill_open(shape->recall_folder, kept->banks_size, &c->recall->store, error);
+    kept->banks = c->recall->store.bytes;
+    return status;
 }
 
 static void cpu_close(backend_context *c) {

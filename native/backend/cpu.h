@@ -2,7 +2,7 @@
 #ifndef LMI_BACKEND_CPU_H
 #define LMI_BACKEND_CPU_H
 
-#include "backend/backend.h"
+#include "backend/recall_store.h"
 #include "base/spill.h"
 #include "lambda/boxes.h"
 
@@ -30,15 +30,11 @@ typedef struct cpu_layer {
     int64_t shelf;         /* of its first kv head in what is kept of the middle; -1: it recalls nothing */
 } cpu_layer;
 
-/* What is kept of the middle. A shelf is one layer's kv head. */
+/* What is kept of the middle. */
 typedef struct cpu_recall {
-    middle_blocks blocks;
-    middle_surprises surprises;
-    int64_t n_shelves;
-    size_t bank_bytes; /* of a slot of a shelf; SURPRISE: of the shelf */
-    spill store;       /* [n_slots][n_shelves] banks; SURPRISE: [n_shelves] */
-    boxes *boxes;      /* BLOCKS: [n_shelves], what blocks are found by; of those that are not whole: empty */
-    int64_t end;       /* tokens read with the last chunk that was begun; after loading, more than can be */
+    recall_store kept;
+    spill store;  /* the memory of kept.banks */
+    boxes *boxes; /* BLOCKS: [n_shelves], what blocks are found by; of those that are not whole: empty */
 } cpu_recall;
 
 /* Which experts the tokens of the chunk go to. A slot is a (token, chosen expert); slots lie in order of experts. */
@@ -138,7 +134,6 @@ void cpu_load_queries(const backend_context *c, int64_t token, int64_t n, int64_
 typedef void *cpu_take(void *taker, uint64_t n, uint64_t size);
 void cpu_recall_take(backend_context *c, cpu_take *take, void *taker);
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker);
-uint64_t cpu_recall_store_bytes(const backend_context *c); /* of what is kept; the rest is taken */
 lmi_status cpu_recall_begin(backend_context *c, lmi_error *error);
 bool cpu_recall_sees(const backend_context *c, int64_t layer,
                      int64_t n_read); /* whether anything has left its window by then */
@@ -146,9 +141,8 @@ void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker);
 void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_head, cpu_worker *worker, float *q, float *m,
                        float *z, float *o);
 void cpu_recall_end(backend_context *c, bool finished);
-void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker); /* a block that is there */
 
-/* The rest of backend.h's recall, in cpu_recall_state.c. */
+/* The rest of backend.h's recall. */
 void cpu_recall_surprise(backend_context *c, int64_t first, const float *surprisal, int64_t n);
 void cpu_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, int64_t *dropped);
 uint64_t cpu_recall_bytes(const backend_context *c);

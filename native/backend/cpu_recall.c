@@ -11,34 +11,9 @@
 
 static const middle_shape *shape_of(const backend_context *c) { return &c->shape.middle; }
 
-static uint64_t bank_bytes_of(const model_spec *spec, lmi_kv_type type, int64_t n_tokens) {
-    return kv_bank_bytes(type, spec->head_dim, kv_round_slots(n_tokens));
-}
-
-uint64_t recall_slot_bytes(const model_spec *spec, lmi_kv_type type, int64_t n_layers, int64_t block) {
-    const uint64_t box = (uint64_t)(2 * spec->head_dim) * sizeof(uint16_t), tree = box + box / (BOX_FAN - 1);
-    return (uint64_t)(n_layers * spec->n_kv_heads) * (bank_bytes_of(spec, type, block) + tree) + 2 * sizeof(int64_t);
-}
+static bool is_surprise(const middle_shape *m) { return m->kind == LMI_RECALL_SURPRISE; }
 
 /* ---- memory -------------------------------------------------------------------------------------------------------------- */
-
-static int64_t n_shelves_of(const backend_context *c) {
-    int64_t n = 0;
-    for (int64_t i = c->model->layer0; i < c->model->layer1; i++) {
-        n += c->shape.layers[i].recalls ? c->model->spec->n_kv_heads : 0;
-    }
-    return n;
-}
-
-/* A shelf has a bank for every block; SURPRISE one for all its tokens. */
-static bool is_surprise(const middle_shape *m) { return m->kind == LMI_RECALL_SURPRISE; }
-static int64_t tokens_of_bank(const middle_shape *m) { return is_surprise(m) ? m->n_slots : m->block; }
-
-uint64_t cpu_recall_store_bytes(const backend_context *c) {
-    const middle_shape *m = shape_of(c);
-    const uint64_t n_banks = (uint64_t)((is_surprise(m) ? 1 : m->n_slots) * n_shelves_of(c));
-    return n_banks * bank_bytes_of(c->model->spec, c->shape.kv_type, tokens_of_bank(m));
-}
 
 void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     const middle_shape *m = shape_of(c);
@@ -50,21 +25,20 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     cpu_recall counted = {0}, *r = take(taker, 1, sizeof *r);
     c->recall = r;
     r = r != NULL ? r : &counted;
-    r->n_shelves = n_shelves_of(c);
-    r->bank_bytes = (size_t)bank_bytes_of(spec, c->shape.kv_type, tokens_of_bank(m));
+    r->kept = recall_store_of(c->model, &c->shape);
     if (is_surprise(m)) {
-        r->surprises.n_ring = m->n_open;
-        r->surprises.surprisal = take(taker, (uint64_t)m->n_open, sizeof(float));
-        r->surprises.token = take(taker, n, sizeof(int64_t));
-        r->surprises.rank = take(taker, n, sizeof(double));
-        r->surprises.moves = take(taker, (uint64_t)c->shape.chunk, sizeof(middle_move));
-        r->surprises.runs = take(taker, n / 2 + 1, sizeof(slot_range));
+        r->kept.surprises.n_ring = m->n_open;
+        r->kept.surprises.surprisal = take(taker, (uint64_t)m->n_open, sizeof(float));
+        r->kept.surprises.token = take(taker, n, sizeof(int64_t));
+        r->kept.surprises.rank = take(taker, n, sizeof(double));
+        r->kept.surprises.moves = take(taker, (uint64_t)c->shape.chunk, sizeof(middle_move));
+        r->kept.surprises.runs = take(taker, n / 2 + 1, sizeof(slot_range));
         return;
     }
-    r->blocks.block = take(taker, n, sizeof(int64_t));
-    r->blocks.chosen = take(taker, n, sizeof(*r->blocks.chosen));
-    r->blocks.slot = take(taker, (uint64_t)m->n_open, sizeof(int64_t));
-    const uint64_t n_trees = m->kind == LMI_RECALL_BLOCKS ? (uint64_t)r->n_shelves : 0;
+    r->kept.blocks.block = take(taker, n, sizeof(int64_t));
+    r->kept.blocks.chosen = take(taker, n, sizeof(*r->kept.blocks.chosen));
+    r->kept.blocks.slot = take(taker, (uint64_t)m->n_open, sizeof(int64_t));
+    const uint64_t n_trees = m->kind == LMI_RECALL_BLOCKS ? (uint64_t)r->kept.n_shelves : 0;
     r->boxes = take(taker, n_trees, sizeof *r->boxes);
     for (uint64_t i = 0; i < n_trees; i++) {
         uint16_t *memory = take(taker, (uint64_t)boxes_values(spec->head_dim, m->n_slots), sizeof *memory);
@@ -85,7 +59,7 @@ void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_ta
     worker->look = take(taker, picks ? (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
     worker->beams = take(taker, m->kind == LMI_RECALL_BLOCKS ? 2 * (uint64_t)beam_of(m) : 0, sizeof(pick));
     const bool few = m->kind == LMI_RECALL_TOPK;
-    worker->few = take(taker, few ? bank_bytes_of(c->model->spec, c->shape.kv_type, m->n) : 0, 1);
+    worker->few = take(taker, few ? kv_bank_bytes(c->shape.kv_type, c->model->spec->head_dim, kv_round_slots(m->n)) : 0, 1);
 }
 
 /* ---- a chunk -------------------------------------------------------------------------------------------------------------- */
@@ -95,9 +69,9 @@ static int64_t first_of(const backend_context *c) { return c->chunk->first; }
 /* After a rewind, blocks that were whole are not, and will be of other tokens. A search must not depend on what was. */
 static void empty_boxes(const backend_context *c, int64_t n_whole) {
     const cpu_recall *r = c->recall;
-    for (int64_t s = 0; s < r->blocks.n_used; s++) {
-        for (int64_t shelf = 0; r->blocks.block[s] >= n_whole && shelf < r->n_shelves; shelf++) {
-            boxes_empty(&r->boxes[shelf], s, r->blocks.n_used);
+    for (int64_t s = 0; s < r->kept.blocks.n_used; s++) {
+        for (int64_t shelf = 0; r->kept.blocks.block[s] >= n_whole && shelf < r->kept.n_shelves; shelf++) {
+            boxes_empty(&r->boxes[shelf], s, r->kept.blocks.n_used);
         }
     }
 }
@@ -109,13 +83,11 @@ lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
     }
     const middle_shape *m = shape_of(c);
     const int64_t first = first_of(c), n = c->chunk->n_tokens;
-    if (first == 0) { /* another text: what is there must not be taken for blocks of it */
-        r->blocks.n_used = r->blocks.n_dropped = r->surprises.n_used = 0;
-    }
-    if (r->boxes != NULL && first < r->end) {
+    bool went_back;
+    lmi_status status = recall_store_begin(&r->kept, first, n, &went_back, error);
+    if (r->boxes != NULL && went_back) {
         empty_boxes(c, middle_size(m, first) / m->block);
     }
-    r->end = first + n;
     for (int i = 0; i < c->n_turns; i++) {
         const turn_set *turns = &c->turns[i];
         if (turns->turn_recall == NULL) {
@@ -134,20 +106,15 @@ lmi_status cpu_recall_begin(backend_context *c, lmi_error *error) {
             }
         }
     }
-    if (m->kind == LMI_RECALL_SURPRISE) {
-        middle_rank(&r->surprises, m, first, n);
-        return LMI_OK;
-    }
-    return middle_begin(&r->blocks, m, first, n, error);
+    return status;
 }
 
 static int64_t shelf_of(const backend_context *c, int64_t kv_head) { return c->layers[c->step->layer].shelf + kv_head; }
 
 static kv_bank bank_of(const backend_context *c, int64_t shelf, int64_t slot) {
-    const cpu_recall *r = c->recall;
-    const int64_t n_tokens = kv_round_slots(tokens_of_bank(shape_of(c)));
-    uint8_t *at = (uint8_t *)r->store.bytes + (size_t)(slot * r->n_shelves + shelf) * r->bank_bytes;
-    return kv_bank_at(at, c->shape.kv_type, (int32_t)c->model->spec->head_dim, n_tokens);
+    const recall_store *r = &c->recall->kept;
+    const int64_t n_tokens = kv_round_slots(r->bank_tokens);
+    return kv_bank_at(recall_store_bank(r, shelf, slot), c->shape.kv_type, (int32_t)c->model->spec->head_dim, n_tokens);
 }
 
 /* ---- storing -------------------------------------------------------------------------------------------------------------- */
@@ -167,7 +134,8 @@ static void move_token(const backend_context *c, int64_t token, int64_t i, int64
     k->kv_store[c->shape.kv_type](bank, slot, key, value);
 }
 
-void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker) {
+/* A block that is there. */
+static void enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker) {
     const boxes *b = &c->recall->boxes[shelf];
     const kv_bank bank = bank_of(c, shelf, slot);
     boxes_clear(b, slot);
@@ -175,7 +143,7 @@ void cpu_recall_enclose(const backend_context *c, int64_t shelf, int64_t slot, c
         kv_load(&bank, i, worker->key, worker->key + b->d);
         boxes_add(b, slot, worker->key);
     }
-    boxes_close(b, slot, c->recall->blocks.n_used);
+    boxes_close(b, slot, c->recall->kept.blocks.n_used);
 }
 
 void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
@@ -187,13 +155,13 @@ void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
     const token_range leaving = middle_leaving(m, first_of(c), c->chunk->n_tokens);
     for (int64_t j = leaving.begin; j < leaving.end; j++) {
         const int64_t at = (j - m->sinks) % m->block;
-        const int64_t slot = middle_slot(&c->recall->blocks, m, (j - m->sinks) / m->block);
+        const int64_t slot = middle_slot(&c->recall->kept.blocks, m, (j - m->sinks) / m->block);
         const kv_bank bank = bank_of(c, shelf, slot);
         move_token(c, j, c->step->layer, kv_head, worker, &bank, at);
         if (m->kind == LMI_RECALL_BLOCKS && at == 0) {
-            boxes_empty(&c->recall->boxes[shelf], slot, c->recall->blocks.n_used);
+            boxes_empty(&c->recall->boxes[shelf], slot, c->recall->kept.blocks.n_used);
         } else if (m->kind == LMI_RECALL_BLOCKS && at == m->block - 1) {
-            cpu_recall_enclose(c, shelf, slot, worker);
+            enclose(c, shelf, slot, worker);
         }
     }
 }
@@ -201,7 +169,7 @@ void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
 /* Of one layer and kv head, what the chunk's leaving tokens move into. */
 static void settle_piece(void *context, int64_t piece, int worker) {
     backend_context *c = context;
-    const middle_surprises *s = &c->recall->surprises;
+    const middle_surprises *s = &c->recall->kept.surprises;
     const int64_t n = c->model->spec->n_kv_heads, layer = c->model->layer0 + piece / n, kv_head = piece % n;
     if (c->layers[layer].shelf >= 0) {
         const kv_bank bank = bank_of(c, c->layers[layer].shelf + kv_head, 0);
@@ -212,13 +180,13 @@ static void settle_piece(void *context, int64_t piece, int worker) {
 }
 
 void cpu_recall_end(backend_context *c, bool finished) {
-    if (c->recall == NULL || c->recall->surprises.n_moves == 0) {
+    if (c->recall == NULL || c->recall->kept.surprises.n_moves == 0) {
         return;
     }
     if (finished) {
         pool_run(c->model->workers, settle_piece, c, (c->model->layer1 - c->model->layer0) * c->model->spec->n_kv_heads);
     } else {
-        middle_take_back(&c->recall->surprises);
+        middle_take_back(&c->recall->kept.surprises);
     }
 }
 
@@ -228,7 +196,7 @@ void cpu_recall_end(backend_context *c, bool finished) {
 static int64_t choose_blocks(backend_context *c, int64_t shelf, int64_t index, const float *q, int64_t n_rows,
                              cpu_worker *worker) {
     const middle_shape *m = shape_of(c);
-    middle_blocks *blocks = &c->recall->blocks;
+    middle_blocks *blocks = &c->recall->kept.blocks;
     const int64_t d = c->model->spec->head_dim, n_whole = middle_size(m, index) / m->block;
     memset(worker->look, 0, (size_t)d * sizeof(float));
     for (int64_t r = 0; r < n_rows; r++) {
@@ -254,9 +222,9 @@ static int64_t choose_tokens(const backend_context *c, int64_t shelf, int64_t in
     if (n_tokens < m->n) {
         return 0;
     }
-    for (int64_t s = 0; s < c->recall->blocks.n_used; s++) {
+    for (int64_t s = 0; s < c->recall->kept.blocks.n_used; s++) {
         const kv_bank bank = bank_of(c, shelf, s);
-        const int64_t left = n_tokens - c->recall->blocks.block[s] * m->block;
+        const int64_t left = n_tokens - c->recall->kept.blocks.block[s] * m->block;
         for (int64_t i = 0; i < m->block && i < left; i++) {
             kv_load(&bank, i, worker->key, worker->key + d);
             n = pick_better(worker->picks, n, m->n, (pick){product(q, worker->key, d), (int32_t)i, s});
@@ -281,7 +249,7 @@ static void attend_block(const backend_context *c, view *v, int64_t shelf, int64
     const middle_shape *m = shape_of(c);
     const kv_bank bank = bank_of(c, shelf, slot);
     v->args.bank = &bank;
-    v->args.first_pos = first - m->sinks - c->recall->blocks.block[slot] * m->block;
+    v->args.first_pos = first - m->sinks - c->recall->kept.blocks.block[slot] * m->block;
     v->args.window = m->window;
     v->args.n_slots_used = m->block;
     v->args.slot0 = 0;
@@ -291,16 +259,15 @@ static void attend_block(const backend_context *c, view *v, int64_t shelf, int64
 
 /* Blocks lie far apart: the next one is on its way while this one is attended. */
 static void fetch(const backend_context *c, int64_t shelf, int64_t slot) {
-    const char *bank =
-        (const char *)c->recall->store.bytes + (size_t)(slot * c->recall->n_shelves + shelf) * c->recall->bank_bytes;
-    for (size_t i = 0; i < c->recall->bank_bytes; i += 64) {
+    const char *bank = recall_store_bank(&c->recall->kept, shelf, slot);
+    for (size_t i = 0; i < c->recall->kept.bank_bytes; i += 64) {
         __builtin_prefetch(bank + i);
     }
 }
 
 static void attend_blocks(backend_context *c, view *v, int64_t shelf, int64_t first, int64_t n, cpu_worker *worker) {
     const middle_shape *m = shape_of(c);
-    middle_blocks *blocks = &c->recall->blocks;
+    middle_blocks *blocks = &c->recall->kept.blocks;
     const int64_t n_picks = choose_blocks(c, shelf, first, v->args.q, v->args.n_rows, worker);
     for (int64_t i = 0; i < n_picks; i++) {
         if (i + 1 < n_picks) {
@@ -344,7 +311,7 @@ static void attend_tokens(const backend_context *c, view *v, int64_t shelf, int6
 }
 
 static void attend_surprises(const backend_context *c, view *v, int64_t shelf) {
-    const middle_surprises *s = &c->recall->surprises;
+    const middle_surprises *s = &c->recall->kept.surprises;
     const kv_bank bank = bank_of(c, shelf, 0);
     v->args.bank = &bank;
     v->args.first_pos = s->n_used;
@@ -391,4 +358,36 @@ void cpu_recall_attend(backend_context *c, int64_t token, int64_t n, int64_t kv_
     case LMI_RECALL_NONE:
         break;
     }
+}
+
+/* ---- the rest of backend.h's ------------------------------------------------------------------------------------------------ */
+
+void cpu_recall_surprise(backend_context *c, int64_t first, const float *surprisal, int64_t n) {
+    recall_store_surprise(&c->recall->kept, first, surprisal, n);
+}
+
+void cpu_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, int64_t *dropped) {
+    recall_store_counts(&c->recall->kept, n_read, kept, dropped);
+}
+
+uint64_t cpu_recall_bytes(const backend_context *c) { return recall_store_bytes(&c->recall->kept); }
+uint64_t cpu_recall_most(const backend_context *c) { return recall_store_most(&c->recall->kept); }
+
+void cpu_recall_get(backend_context *c, uint64_t offset, size_t n, void *bytes) {
+    recall_store_get(&c->recall->kept, offset, n, bytes);
+}
+
+void cpu_recall_put(backend_context *c, uint64_t offset, size_t n, const void *bytes) {
+    const recall_store *r = &c->recall->kept;
+    if (recall_store_put(&c->recall->kept, offset, n, bytes)) {
+        for (int64_t shelf = 0; c->recall->boxes != NULL && shelf < r->n_shelves; shelf++) {
+            for (int64_t s = 0; s < r->blocks.n_used; s++) {
+                enclose(c, shelf, s, &c->workers[0]);
+            }
+        }
+    }
+}
+
+lmi_status cpu_recall_check(const backend_context *c, const void *bytes, size_t size, lmi_error *error) {
+    return recall_store_check(&c->recall->kept, bytes, size, error);
 }

@@ -4,69 +4,11 @@
  * values by itself: keys 16 bytes a lane, lanes that hold parts of the same dot products exchange them (each step halves what a
  * lane still adds up), then a lane has one slot's logits. The block merges its warps, the last block of a kv head to finish
  * merges the segments, both in order: the result does not depend on timing. All arithmetic is in float32, as on the CPU. */
-#include "cuda/attend.cuh"
-#include "cuda/attend_pieces.cuh"
+#include "cuda/attend_rowwise.cuh"
 
-enum { WARPS = 8, THREADS = 32 * WARPS, WARP_SLOTS = CUDA_SEGMENT / WARPS, MERGE_HEADS = 64 };
-static_assert((int)WARPS <= (int)ATTEND_MAX_WARPS && WARP_SLOTS == 32, "a lane has a slot of its own");
-
-static __host__ __device__ __forceinline__ int64_t segments_of(int64_t slots) {
-    return (slots + CUDA_SEGMENT - 1) / CUDA_SEGMENT;
-}
+enum { MERGE_HEADS = 64 };
 
 int64_t cuda_attend_segments(int64_t sinks, int64_t capacity) { return segments_of(sinks) + segments_of(capacity); }
-
-/* ---- queries ------------------------------------------------------------------------------------------------------- */
-
-/* 32 values of a warp to 16-bit levels: what a query is when it meets a Q8_0 bank, see round_query of kernels/attention.h. */
-static __device__ __forceinline__ float round_query(float x) {
-    const float max = warp_max(fabsf(x)), magic = 12582912.0f;
-    if (!(max >= 1e-30f && max <= 3e38f)) {
-        return max < 1e-30f ? 0.0f : NAN;
-    }
-    const float level = __fadd_rn(__fadd_rn(__fmul_rn(x, 32767.0f / max), magic), -magic);
-    return (level > 32767.0f ? 32767.0f : level < -32767.0f ? -32767.0f : level) * (max / 32767.0f);
-}
-
-/* G queries of the kv head from its r0th on to q [head_dim][G]: normed, scaled, turned for the bank; zeros behind the last. */
-template <lmi_kv_type TYPE, int G>
-static __device__ __forceinline__ void load_queries(const attend_task &task, int64_t token, int64_t kv_head, int r0,
-                                                    bool is_sink, float *q) {
-    SHARED float factors[G];
-    const cuda_attend &a = task.a;
-    const int d = a.head_dim, first = (int)kv_head * task.group + r0, n = task.group - r0 < G ? task.group - r0 : G;
-    const float *row = a.q + token * a.n_heads * d;
-    const float *weights = a.head_norm != 0 ? a.q_norm : NULL;
-    const float *turn = is_sink ? sink_row(a, a.turn_sink, token) : a.turn != NULL ? a.turn + token * a.n_rot : NULL;
-    if (weights != NULL) {
-        norm_factors(a.head_norm, row, a.n_heads, first, n, d, a.eps, factors);
-    }
-    __syncthreads(); /* the queries before these have been read, too */
-#pragma unroll 2
-    for (int i = (int)threadIdx.x; i < G * (d / 2); i += THREADS) {
-        const int r = i % G, u = i / G;
-        const head_pair at = pair_of(a.pairing, a.n_rot, u);
-        float2 pair = {0.0f, 0.0f};
-        if (r < n) {
-            const float *head = row + (int64_t)(first + r) * d;
-            const float *w = weights != NULL && a.head_norm == 2 ? weights + (int64_t)(first + r) * d : weights;
-            const float factor = weights != NULL ? factors[r] : 1.0f;
-            pair = turned(normed(head[at.first], factor, w, at.first) * a.scale,
-                          normed(head[at.second], factor, w, at.second) * a.scale, turn, a.n_rot, u);
-        }
-        q[at.first * G + r] = pair.x;
-        q[at.second * G + r] = pair.y;
-    }
-    __syncthreads();
-    if (TYPE == LMI_KV_Q8_0) {
-#pragma unroll 1
-        for (int piece = (int)(threadIdx.x / 32); piece < d / 32 * G; piece += WARPS) {
-            float *x = q + (piece / G * 32 + (int)(threadIdx.x % 32)) * G + piece % G;
-            *x = round_query(*x);
-        }
-        __syncthreads();
-    }
-}
 
 /* ---- a segment ----------------------------------------------------------------------------------------------------- */
 
@@ -117,17 +59,6 @@ static __device__ __forceinline__ int32_t ring_distance(const attend_view &view,
     return age < view.count ? view.count - 1 - age : -1;
 }
 
-/* A part, in floats: m [group], z [group], o [group][head_dim]. */
-static __device__ __forceinline__ int64_t part_floats(const attend_task &task) {
-    return (int64_t)task.group * (2 + task.a.head_dim);
-}
-
-/* Of a segment of the block's token and kv head. */
-static __device__ __forceinline__ float *part_of(const attend_task &task, int64_t segment) {
-    const int64_t row = (int64_t)blockIdx.z * task.a.n_kv_heads + (int64_t)blockIdx.y;
-    return task.a.parts + (row * (int64_t)gridDim.x + segment) * part_floats(task);
-}
-
 /* The segments' parts of the token and kv head, merged in their order; by the whole block. */
 static __device__ __forceinline__ void merge_parts(const attend_task &task, int64_t token, int64_t kv_head,
                                                    const float *parts) {
@@ -138,6 +69,7 @@ static __device__ __forceinline__ void merge_parts(const attend_task &task, int6
     const int d = a.head_dim, group = task.group, lane = (int)(threadIdx.x % 32);
     const int64_t stride = part_floats(task);
     const int n_sinks = (int)segments_of(a.sinks), n_segments = n_sinks + (int)segments_of(a.capacity);
+    const int n_parts = task.n_parts; /* behind the segments those of what is recalled, which all are there */
     float *out = a.a + (token * a.n_heads + kv_head * group) * d;
     for (int r0 = 0; r0 < group; r0 += MERGE_HEADS) {
         const int n = group - r0 < MERGE_HEADS ? group - r0 : MERGE_HEADS;
@@ -146,15 +78,15 @@ static __device__ __forceinline__ void merge_parts(const attend_task &task, int6
         for (int r = (int)(threadIdx.x / 32); r < n; r += WARPS) {
             float m = -INFINITY, z = 0.0f;
 #pragma unroll 1
-            for (int s = lane; s < n_segments; s += 32) {
-                if (segment_in_view(view, n_sinks, s)) {
+            for (int s = lane; s < n_parts; s += 32) {
+                if (s >= n_segments || segment_in_view(view, n_sinks, s)) {
                     m = max_or_nan(m, parts[s * stride + r0 + r]);
                 }
             }
             m = warp_max(m);
 #pragma unroll 1
-            for (int s = lane; s < n_segments; s += 32) {
-                if (segment_in_view(view, n_sinks, s)) {
+            for (int s = lane; s < n_parts; s += 32) {
+                if (s >= n_segments || segment_in_view(view, n_sinks, s)) {
                     z += expf(parts[s * stride + r0 + r] - m) * parts[s * stride + group + r0 + r];
                 }
             }
@@ -172,82 +104,14 @@ static __device__ __forceinline__ void merge_parts(const attend_task &task, int6
             const float m = largest[r];
             float sum = 0.0f;
 #pragma unroll 4
-            for (int s = 0; s < n_segments; s++) {
-                if (segment_in_view(view, n_sinks, s)) {
+            for (int s = 0; s < n_parts; s++) {
+                if (s >= n_segments || segment_in_view(view, n_sinks, s)) {
                     const float *part = parts + s * stride;
                     sum += expf(part[r0 + r] - m) * part[2 * group + (int64_t)r0 * d + i];
                 }
             }
             out[(int64_t)r0 * d + i] = sum * inverse[r];
         }
-    }
-}
-
-/* The warps' m, z [G] and o (sums, in the lanes of `lanes`) become the part of heads r0 .. r0 + n. */
-template <int G, int V>
-static __device__ __forceinline__ void store_part(const attend_task &task, int r0, const float (&m)[G], const float (&z)[G],
-                                                  const value_lanes &lanes, const float (&sums)[G][8], float *part) {
-    enum { ROUND = G < 2 ? 1 : 2 };
-    SHARED float warp_m[WARPS][G];
-    SHARED float warp_z[WARPS][G];
-    SHARED float bases[G];
-    SHARED float rows[WARPS][ROUND][CUDA_MAX_HEAD_DIM];
-    const int d = task.a.head_dim, group = task.group, n = group - r0 < G ? group - r0 : G;
-    const int warp = (int)(threadIdx.x / 32), lane = (int)(threadIdx.x % 32);
-    if (lane == 0) {
-#pragma unroll
-        for (int g = 0; g < G; g++) {
-            warp_m[warp][g] = m[g];
-            warp_z[warp][g] = z[g];
-        }
-    }
-    __syncthreads();
-    if ((int)threadIdx.x < n) {
-        const int g = (int)threadIdx.x;
-        float largest = warp_m[0][g], sum = 0.0f;
-#pragma unroll 1
-        for (int w = 1; w < WARPS; w++) {
-            largest = max_or_nan(largest, warp_m[w][g]);
-        }
-        const float base = largest == -INFINITY ? 0.0f : largest; /* -inf - -inf is no number */
-#pragma unroll 1
-        for (int w = 0; w < WARPS; w++) {
-            sum += expf(warp_m[w][g] - base) * warp_z[w][g];
-        }
-        bases[g] = base;
-        part[r0 + g] = largest;
-        part[group + r0 + g] = sum;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int g0 = 0; g0 < G; g0 += ROUND) {
-#pragma unroll
-        for (int g = g0; g < g0 + ROUND; g++) {
-            const float factor = g < n ? expf(m[g] - bases[g]) : 0.0f;
-            if (lanes.active && lane < lanes.stride) {
-#pragma unroll
-                for (int c = 0; c < 8; c++) {
-                    const int column = lanes.column + c % V + 32 * V * (c / V);
-                    if (column < d) {
-                        rows[warp][g - g0][column] = factor * sums[g][c];
-                    }
-                }
-            }
-        }
-        __syncthreads();
-#pragma unroll 1
-        for (int i = (int)threadIdx.x; i < ROUND * d; i += THREADS) {
-            const int g = i < d ? 0 : 1, column = i < d ? i : i - d;
-            float sum = 0.0f;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) {
-                sum += rows[w][g][column];
-            }
-            if (g0 + g < n) {
-                part[2 * group + (int64_t)(r0 + g0 + g) * d + column] = sum;
-            }
-        }
-        __syncthreads();
     }
 }
 
@@ -283,7 +147,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_segment(attend_task 
     const value_lanes lanes = value_lanes_of<V>(a.head_dim, lane);
 #pragma unroll 1
     for (int r0 = 0; r0 < task.group; r0 += G) {
-        load_queries<TYPE, G>(task, token, kv_head, r0, is_sink, q);
+        load_queries<TYPE, G>(task, token, kv_head, r0, is_sink ? FOR_SINKS : FOR_RING, q);
         float m[G], z[G], sums[G][8] = {}, kept[G] = {}, given[G] = {};
 #pragma unroll 1 /* a tile's loads and sums are what registers there are for */
         for (int t = 0; t < 2; t++) {
@@ -315,6 +179,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_segment(attend_task 
         }
         __syncwarp();
         add_values<TYPE, G, V>(bank, slot0, seen, weights[warp], lanes, lane, sums);
+        sum_rows(lanes, sums);
         store_part<G, V>(task, r0, m, z, lanes, sums, part_of(task, segment));
     }
 
@@ -363,13 +228,17 @@ static void launch_segments(const attend_task &task, int32_t n_tokens, device_st
 
 void cuda_launch_attend_rowwise(const cuda_attend *args, device_stream *stream) {
     attend_task task = attend_task_of(args);
+    const int64_t n_segments = cuda_attend_segments(args->sinks, args->capacity);
+    task.n_parts = (int32_t)(n_segments + cuda_recall_segments(&args->recall, args->n_tokens));
     task.stores = args->n_tokens == 1;
     if (!task.stores) {
         LAUNCH(stream, store_tokens, dim3((unsigned)args->n_kv_heads, (unsigned)args->n_tokens), dim3(128), 0, task);
     }
+    launch_recall(task, stream);
     for (int32_t done = 0; done < args->n_tokens; done += CUDA_ROWWISE_TOKENS) {
         const int32_t left = args->n_tokens - done, n = left < CUDA_ROWWISE_TOKENS ? left : CUDA_ROWWISE_TOKENS;
         task.token0 = done;
+        launch_recalled(task, n, stream);
         if (args->kv_type == LMI_KV_Q8_0) {
             launch_segments<LMI_KV_Q8_0, 8>(task, n, stream);
         } else if (args->kv_type == LMI_KV_F32) {

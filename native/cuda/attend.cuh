@@ -21,32 +21,41 @@ typedef struct bank_parts {
 typedef struct attend_task {
     cuda_attend a;
     bank_parts ring, sinks;
-    int32_t group;  /* query heads of a kv head */
-    int32_t token0; /* the token of blockIdx.z 0 */
-    bool stores;    /* keys and values are not in their slots yet */
+    bank_parts kept; /* of what is recalled: behind its bank's first byte */
+    int32_t group;   /* query heads of a kv head */
+    int32_t token0;  /* the token of blockIdx.z 0 */
+    int32_t n_parts; /* row-wise: segments, those of what is recalled last */
+    bool stores;     /* keys and values are not in their slots yet */
 } attend_task;
+
+/* Moves what leaves the window to where it is kept, and lists what the tokens see of that: nothing in layers that do not recall. Keys
+ * of a single token need not be stored yet. recall.cu */
+void launch_recall(const attend_task &task, device_stream *stream);
 
 static inline int64_t bytes_behind(const uint8_t *first, const void *part) {
     return part == NULL ? 0 : (int64_t)((uintptr_t)part - (uintptr_t)first);
 }
 
 /* By the rules of kv_tile.h. */
-static inline bank_parts bank_parts_of(const cuda_attend *args, uint8_t *memory, int64_t slots) {
+static inline bank_parts bank_parts_of(const cuda_attend *args, const uint8_t *first, uint8_t *memory, int64_t slots) {
     const kv_bank bank = kv_bank_at(memory, args->kv_type, args->head_dim, kv_round_slots(slots));
     bank_parts parts = {};
-    parts.keys = bytes_behind(args->ring, bank.keys);
-    parts.values = bytes_behind(args->ring, bank.values);
-    parts.key_scales = bytes_behind(args->ring, bank.key_scales);
-    parts.value_scales = bytes_behind(args->ring, bank.value_scales);
+    parts.keys = bytes_behind(first, bank.keys);
+    parts.values = bytes_behind(first, bank.values);
+    parts.key_scales = bytes_behind(first, bank.key_scales);
+    parts.value_scales = bytes_behind(first, bank.value_scales);
     return parts;
 }
 
 static inline attend_task attend_task_of(const cuda_attend *args) {
     attend_task task = {};
     task.a = *args;
-    task.ring = bank_parts_of(args, args->ring, args->capacity);
+    task.ring = bank_parts_of(args, args->ring, args->ring, args->capacity);
     if (args->sinks > 0) {
-        task.sinks = bank_parts_of(args, args->sinks_bank, args->sinks);
+        task.sinks = bank_parts_of(args, args->ring, args->sinks_bank, args->sinks);
+    }
+    if (args->recall.block > 0) {
+        task.kept = bank_parts_of(args, args->recall.banks, args->recall.banks, args->recall.block);
     }
     task.group = args->n_heads / args->n_kv_heads;
     return task;
@@ -63,6 +72,26 @@ static __device__ __forceinline__ kv_bank bank_of_head(const attend_task &task, 
     bank.key_scales = (uint16_t *)(first + (is_sink ? task.sinks.key_scales : task.ring.key_scales));
     bank.value_scales = (uint16_t *)(first + (is_sink ? task.sinks.value_scales : task.ring.value_scales));
     return bank;
+}
+
+/* Of what is recalled, in host memory. */
+static __device__ __forceinline__ kv_bank bank_of_slot(const attend_task &task, int64_t kv_head, int64_t slot) {
+    const cuda_recall &r = task.a.recall;
+    uint8_t *first = r.banks + slot * (int64_t)r.slot_stride + kv_head * (int64_t)r.bank_bytes;
+    kv_bank bank = {};
+    bank.type = task.a.kv_type;
+    bank.head_dim = task.a.head_dim;
+    bank.keys = first + task.kept.keys;
+    bank.values = first + task.kept.values;
+    bank.key_scales = (uint16_t *)(first + task.kept.key_scales);
+    bank.value_scales = (uint16_t *)(first + task.kept.value_scales);
+    return bank;
+}
+
+/* Tokens of the middle for the query at `index`: as middle_size of lambda/middle.h. */
+static __device__ __forceinline__ int64_t middle_of(const cuda_attend &a, int64_t index) {
+    const int64_t n = index - a.window + 1 - a.sinks;
+    return n > 0 ? n : 0;
 }
 
 /* Sinks that the token of this index sees, out of its window. */
@@ -156,7 +185,7 @@ static __device__ __forceinline__ const float *sink_row(const cuda_attend &a, co
 }
 
 /* Not often asked for, and long. */
-static __device__ __noinline__ float capped(float logit, float cap) { return cap * tanhf(logit / cap); }
+[[maybe_unused]] static __device__ __noinline__ float capped(float logit, float cap) { return cap * tanhf(logit / cap); }
 
 /* ---- keys and values into a slot ---------------------------------------------------------------------------------- */
 

@@ -235,7 +235,7 @@ template <int V> static __device__ __forceinline__ value_lanes value_lanes_of(in
     return lanes;
 }
 
-/* sums[g][c] of the lane's columns: weights [32][G] of the warp's slots from slot0 on, of which the bits of `seen` say which
+/* Adds to sums[g][c] of the lane's columns: weights [32][G] of the warp's slots from slot0 on, of which the bits of `seen` say which
  * are read. */
 template <lmi_kv_type TYPE, int G, int V>
 static __device__ __forceinline__ void add_values(const kv_bank &bank, int64_t slot0, uint32_t seen, const float *weights,
@@ -279,6 +279,10 @@ static __device__ __forceinline__ void add_values(const kv_bank &bank, int64_t s
             }
         }
     }
+}
+
+/* Lanes of the same columns add up what they have. */
+template <int G> static __device__ __forceinline__ void sum_rows(const value_lanes &lanes, float (&sums)[G][8]) {
 #pragma unroll 1
     for (int mask = lanes.stride; mask < 32; mask *= 2) {
 #pragma unroll

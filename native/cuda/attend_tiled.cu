@@ -17,10 +17,13 @@ enum { WARPS = 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS, HEADS_AT_ONCE = 8 };
  * is 1. */
 constexpr float WEIGHT_EXPONENT = 15.0f, LOG2_E = 1.44269504f;
 
-/* Queries, binary16: [2: for the ring, for the sinks][n_kv_heads][n_tokens * group][2: the number, what that lost][head_dim].
- */
-uint64_t cuda_attend_tiled_bytes(int64_t n_tokens, int64_t n_heads, int64_t head_dim) {
-    return 4 * sizeof(uint16_t) * (uint64_t)n_tokens * (uint64_t)n_heads * (uint64_t)head_dim;
+/* What rows meet, in turn. */
+enum { RING, SINKS, KEPT };
+
+/* Queries, binary16: [2, or 3: for the ring, for the sinks, for what is kept][n_kv_heads][n_tokens * group][2: the number, what that
+ * lost][head_dim]. */
+uint64_t cuda_attend_tiled_bytes(int64_t n_tokens, int64_t n_heads, int64_t head_dim, bool recalls) {
+    return (recalls ? 6 : 4) * sizeof(uint16_t) * (uint64_t)n_tokens * (uint64_t)n_heads * (uint64_t)head_dim;
 }
 
 /* ---- keys, values and queries to their places --------------------------------------------------------------------- */
@@ -31,7 +34,7 @@ static __device__ __forceinline__ void store_parts(uint16_t *to, int head_dim, f
 }
 
 /* One block a kv head and token. */
-static __global__ void __launch_bounds__(THREADS) place_token(attend_task task) {
+template <bool RECALLS> static __global__ void __launch_bounds__(THREADS) place_token(attend_task task) {
     SHARED float factors[HEADS_AT_ONCE];
     wait_for_previous();
     let_next_start();
@@ -44,7 +47,8 @@ static __global__ void __launch_bounds__(THREADS) place_token(attend_task task) 
     const float *norm = a.head_norm != 0 ? a.q_norm : NULL;
     const float *turn = a.turn != NULL ? a.turn + token * a.n_rot : NULL, *turn_sink = sink_row(a, a.turn_sink, token);
     uint16_t *ring = (uint16_t *)a.work + (kv_head * a.n_tokens + token) * group * 2 * d;
-    uint16_t *sinks = ring + (int64_t)a.n_tokens * a.n_heads * 2 * d;
+    const int64_t all = (int64_t)a.n_tokens * a.n_heads * 2 * d;
+    uint16_t *sinks = ring + SINKS * all;
     for (int r0 = 0; r0 < group; r0 += HEADS_AT_ONCE) {
         const int n = group - r0 < HEADS_AT_ONCE ? group - r0 : HEADS_AT_ONCE, first = (int)kv_head * group + r0;
         if (norm != NULL) {
@@ -67,6 +71,11 @@ static __global__ void __launch_bounds__(THREADS) place_token(attend_task task) 
             if (a.sinks > 0) {
                 store_parts(sinks + to + at.first, d, far.x);
                 store_parts(sinks + to + at.second, d, far.y);
+            }
+            if (RECALLS) {
+                const float2 pair = turned(x, y, a.recall.turn, a.n_rot, u);
+                store_parts(ring + KEPT * all + to + at.first, d, pair.x);
+                store_parts(ring + KEPT * all + to + at.second, d, pair.y);
             }
         }
     }
@@ -215,6 +224,8 @@ typedef struct row_block {
                        where it wraps */
     int32_t sink_offset; /* the first token's distance to the text's first, or so far that it is out of every window */
     int32_t n_ring_tiles, n_sink_tiles, n_whole; /* n_whole: of the ring before it wraps */
+    int64_t middle;                              /* tokens of the middle that the first token sees */
+    int64_t list;                                /* of what its tokens see of it */
 } row_block;
 
 template <int SLOTS> static __device__ __forceinline__ int32_t tiles_of(int32_t begin, int32_t end) {
@@ -240,6 +251,8 @@ template <int SLOTS> static __device__ __forceinline__ row_block row_block_at(co
     rows.n_whole = tiles_of<SLOTS>(rows.begin, end < rows.capacity ? end : rows.capacity);
     rows.n_ring_tiles = rows.n_whole + (end > rows.capacity ? tiles_of<SLOTS>(0, end - rows.capacity) : 0);
     rows.n_sink_tiles = tiles_of<SLOTS>(0, rows.n_sinks);
+    rows.middle = first - a.window + 1 - a.sinks; /* not below 0 once anything is seen; then later tokens see more */
+    rows.list = token / CUDA_RECALL_TOGETHER * a.n_kv_heads + (int64_t)blockIdx.y;
     return rows;
 }
 
@@ -253,6 +266,34 @@ template <int SLOTS> static __device__ __forceinline__ slot_tile tile_at(const r
     const int32_t left = (is_sink ? rows.n_sinks : rows.capacity) - tile.slot0;
     tile.limit = left < SLOTS ? left : SLOTS;
     return tile;
+}
+
+/* The ith tile of what is kept; its bank. Its tokens are seen from some distance on, which the first token's may still lack. */
+template <int SLOTS>
+static __device__ __forceinline__ slot_tile kept_tile_at(const attend_task &task, const row_block &rows, int32_t i,
+                                                         kv_bank *bank) {
+    const cuda_recall &r = task.a.recall;
+    const int32_t block = (int32_t)r.block, tiles = (block + SLOTS - 1) / SLOTS;
+    const cuda_seen one = r.seen[rows.list * r.most_seen + i / tiles];
+    const int64_t out = rows.middle - one.block * r.block; /* of the block's tokens, how many the first token sees */
+    slot_tile tile;
+    tile.slot0 = i % tiles * SLOTS;
+    tile.near = 1;
+    tile.far = INT32_MAX;
+    tile.offset = (int32_t)(out < block ? out : block) - tile.slot0;
+    tile.limit = block - tile.slot0 < SLOTS ? block - tile.slot0 : SLOTS;
+    *bank = bank_of_slot(task, (int64_t)blockIdx.y, one.slot);
+    return tile;
+}
+
+/* The ith of a phase, and its bank, where that is not the same for all. */
+template <int SLOTS, bool RECALLS>
+static __device__ __forceinline__ slot_tile next_tile(const attend_task &task, const row_block &rows, int phase, int32_t i,
+                                                      kv_bank *bank) {
+    if (RECALLS && phase == KEPT) {
+        return kept_tile_at<SLOTS>(task, rows, i, bank);
+    }
+    return tile_at<SLOTS>(rows, phase == SINKS, i);
 }
 
 /* The two rows of a lane, 8 apart. */
@@ -308,10 +349,10 @@ static __device__ __forceinline__ void multiply_keys(const unsigned char *querie
     }
 }
 
-/* Caps, biases and masks the logits of a tile, two rows a lane as mma_f16 has them. */
+/* Caps, biases and masks the logits of a tile, two rows a lane as mma_f16 has them. far: the distance of all that is not in the ring. */
 template <int N>
-static __device__ __forceinline__ void shape_logits(const cuda_attend &a, const slot_tile &tile, bool is_sink, bool masked,
-                                                    const lane_rows &lane, float (&logits)[N][4]) {
+static __device__ __forceinline__ void shape_logits(const cuda_attend &a, const slot_tile &tile, bool is_ring, int far,
+                                                    bool masked, const lane_rows &lane, float (&logits)[N][4]) {
     const int column = (int)(threadIdx.x % 4) * 2;
     if (a.softcap != 0.0f) {
 #pragma unroll
@@ -331,7 +372,7 @@ static __device__ __forceinline__ void shape_logits(const cuda_attend &a, const 
         for (int e = 0; e < 4; e++) {
             const int c = 8 * j + column + e % 2, distance = tile.offset + lane.token[e / 2] - c;
             if (a.slopes != NULL) {
-                logits[j][e] -= lane.slope[e / 2] * (float)(is_sink ? (int)a.window : distance);
+                logits[j][e] -= lane.slope[e / 2] * (float)(is_ring ? distance : far);
             }
             if (distance < tile.near || distance >= tile.far || c >= tile.limit) {
                 logits[j][e] = -INFINITY;
@@ -375,7 +416,8 @@ static __device__ __forceinline__ void weigh(float (&logits)[N][4], float (&m)[2
     }
 }
 
-template <lmi_kv_type TYPE, int DIM> static __global__ void __launch_bounds__(THREADS) attend_rows(attend_task task) {
+template <lmi_kv_type TYPE, int DIM, bool RECALLS>
+static __global__ void __launch_bounds__(THREADS) attend_rows(attend_task task) {
     typedef layout<DIM> place;
     enum { STEPS = DIM / 16, SLOTS = place::SLOTS, TILES = place::TILES, ROW_BYTES = place::ROW_BYTES };
     wait_for_previous();
@@ -407,20 +449,23 @@ template <lmi_kv_type TYPE, int DIM> static __global__ void __launch_bounds__(TH
     }
     float m[2] = {-INFINITY, -INFINITY}, z[2] = {0.0f, 0.0f}, o[2 * STEPS][4] = {};
 #pragma unroll 1
-    for (int phase = 1; phase >= 0; phase--) { /* the sinks, then the ring */
-        const bool is_sink = phase == 1;
-        const int32_t n_tiles = is_sink ? rows.n_sink_tiles : rows.n_ring_tiles;
+    for (int phase = RECALLS ? KEPT : SINKS; phase >= RING; phase--) {
+        const bool is_sink = phase == SINKS, is_kept = RECALLS && phase == KEPT;
+        const int32_t n_tiles = is_kept   ? (int32_t)(a.recall.n_seen[rows.list] * ((a.recall.block + SLOTS - 1) / SLOTS))
+                                : is_sink ? rows.n_sink_tiles
+                                          : rows.n_ring_tiles;
         if (n_tiles == 0) {
             continue;
         }
-        const kv_bank bank = bank_of_head(task, is_sink, kv_head);
-        const uint16_t *from = (const uint16_t *)a.work + ((is_sink ? a.n_kv_heads : 0) + kv_head) * rows.n_rows * 2 * d;
+        kv_bank bank = bank_of_head(task, is_sink, kv_head);
+        const uint16_t *from = (const uint16_t *)a.work + ((int64_t)phase * a.n_kv_heads + kv_head) * rows.n_rows * 2 * d;
         __syncthreads(); /* nothing of the other bank is read any more */
         copy_queries<DIM>(from, rows.first_row, rows.n_rows, d, queries);
-        copy_keys<TYPE, DIM>(bank, tile_at<SLOTS>(rows, is_sink, 0), rows.last, keys, scales);
+        const slot_tile start = next_tile<SLOTS, RECALLS>(task, rows, phase, 0, &bank);
+        copy_keys<TYPE, DIM>(bank, start, rows.last, keys, scales);
         copy_commit();
         for (int32_t i = 0; i < n_tiles; i++) {
-            const slot_tile tile = tile_at<SLOTS>(rows, is_sink, i);
+            const slot_tile tile = next_tile<SLOTS, RECALLS>(task, rows, phase, i, &bank);
             copy_wait<0>();
             __syncthreads(); /* the keys are there, the values before them have been read */
             copy_values<TYPE, DIM>(bank, tile, rows.last, values);
@@ -428,12 +473,14 @@ template <lmi_kv_type TYPE, int DIM> static __global__ void __launch_bounds__(TH
             float logits[SLOTS / 8][4] = {};
             multiply_keys<TYPE, DIM>(own_queries, keys + row16 * KV_TILE * 2 + ((half ^ (row16 >> 2 & 1)) << 4), scales, d,
                                      logits);
-            shape_logits(a, tile, is_sink, !all_see(tile, rows.last, SLOTS), own, logits);
+            shape_logits(a, tile, phase == RING, is_kept ? (int)a.recall.distance : (int)a.window,
+                         !all_see(tile, rows.last, SLOTS), own, logits);
             weigh(logits, m, z, o);
             copy_wait<0>();
             __syncthreads(); /* the values are there, the keys have been read */
             if (i + 1 < n_tiles) {
-                copy_keys<TYPE, DIM>(bank, tile_at<SLOTS>(rows, is_sink, i + 1), rows.last, keys, scales);
+                const slot_tile next = next_tile<SLOTS, RECALLS>(task, rows, phase, i + 1, &bank);
+                copy_keys<TYPE, DIM>(bank, next, rows.last, keys, scales);
                 copy_commit();
             }
 #pragma unroll
@@ -482,9 +529,15 @@ template <lmi_kv_type TYPE, int DIM> static bool launch_rows(const attend_task &
         return false;
     }
     const int64_t n_blocks = ((int64_t)a.n_tokens * task.group + ROWS - 1) / ROWS;
-    LAUNCH(stream, place_token, dim3((unsigned)a.n_kv_heads, (unsigned)a.n_tokens), dim3(THREADS), 0, task);
-    LAUNCH(stream, (attend_rows<TYPE, DIM>), dim3((unsigned)n_blocks, (unsigned)a.n_kv_heads), dim3(THREADS),
-           layout<DIM>::BYTES, task);
+    const dim3 tokens((unsigned)a.n_kv_heads, (unsigned)a.n_tokens), grid((unsigned)n_blocks, (unsigned)a.n_kv_heads);
+    if (a.recall.block > 0) {
+        LAUNCH(stream, place_token<true>, tokens, dim3(THREADS), 0, task);
+        launch_recall(task, stream);
+        LAUNCH(stream, (attend_rows<TYPE, DIM, true>), grid, dim3(THREADS), layout<DIM>::BYTES, task);
+    } else {
+        LAUNCH(stream, place_token<false>, tokens, dim3(THREADS), 0, task);
+        LAUNCH(stream, (attend_rows<TYPE, DIM, false>), grid, dim3(THREADS), layout<DIM>::BYTES, task);
+    }
     return true;
 }
 

@@ -2,6 +2,7 @@
  *
  * One grid does the first two. Blocks x < n_column_blocks of row y decode columns of the embedding of token y; then there are
  * three blocks for each way of turning, which make its rows of token y: turn, turn_sink, turn_sink_key. */
+#include "cuda/phase.cuh"
 #include "cuda/weights.cuh"
 
 enum { BEGIN_THREADS = 64, TURN_ROWS = 3 };
@@ -21,18 +22,6 @@ static __device__ __forceinline__ bool position_of(const cuda_turns &turns, int 
         break;
     }
     return turns.sinks > 0 && (turns.contiguous || token == 0);
-}
-
-/* phase is a fraction of a turn in 0.64 fixed point. The nearest quarter turn is taken off in integers, exactly; the rest, at
- * most 1/8, is rounded to float: off by 2^-28 turns at the most. */
-static __device__ __forceinline__ void cos_sin_of(uint64_t phase, float *c, float *s) {
-    const uint64_t quarter = (phase + ((uint64_t)1 << 61)) >> 62;
-    const int64_t rest = (int64_t)(phase - (quarter << 62));
-    float sine, cosine;
-    sincospif((float)rest * 0x1p-63f, &sine, &cosine);
-    const float a = (quarter & 1) != 0 ? sine : cosine, b = (quarter & 1) != 0 ? cosine : sine;
-    *c = quarter == 1 || quarter == 2 ? -a : a;
-    *s = quarter >= 2 ? -b : b;
 }
 
 static __device__ __forceinline__ void make_row(const cuda_begin &args, int way, int row, int64_t token) {

@@ -8,6 +8,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/primitives.cuh"
+#include "cuda/sort.cuh"
 
 enum { RUN = LOGIT_CANDIDATES, RUNS = 8, SLICE = RUN * RUNS, MERGED = 16, CHOOSE_THREADS = 512 };
 
@@ -17,26 +18,6 @@ typedef struct choice {
     double sum; /* of exp(logit - the largest of these); 0 if that is -infinity */
     uint32_t has_nan, unused;
 } choice;
-
-/* The bits of a float, those of negative ones turned over, sort like the floats. -0 counts as 0. */
-static __device__ __forceinline__ uint64_t key_of_logit(float z, int64_t id) {
-    const uint32_t bits = __float_as_uint(z + 0.0f);
-    const uint32_t ascending = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-    return (uint64_t)ascending << 32 | (0xffffffffu - (uint32_t)id);
-}
-static __device__ __forceinline__ float logit_of_key(uint64_t key) {
-    const uint32_t ascending = (uint32_t)(key >> 32);
-    return __uint_as_float(ascending >> 31 != 0 ? ascending & 0x7fffffffu : ~ascending);
-}
-
-/* The larger of the two comes first, or last. */
-static __device__ __forceinline__ void put_in_order(uint64_t *a, uint64_t *b, bool descending) {
-    const uint64_t first = *a, second = *b;
-    if ((first < second) == descending) {
-        *a = second;
-        *b = first;
-    }
-}
 
 /* Lists of RUN keys that begin at multiples of `stride` lists. In each, every run of `length` is put in order, out of two
  * halves that are sorted one way and the other: runs descend and ascend in turn, a whole list descends. */
@@ -79,7 +60,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS) choose_in_slice(const f
         const bool exists = begin + at < n_vocab;
         z[i] = exists ? logits[begin + at] : -INFINITY;
         has_nan = has_nan || z[i] != z[i];
-        keys[at] = exists ? key_of_logit(z[i], begin + at) : 0;
+        keys[at] = exists ? key_of_number(z[i], begin + at) : 0;
     }
     __syncthreads();
     for (int length = 2; length <= RUN; length *= 2) {
@@ -88,7 +69,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS) choose_in_slice(const f
     merge_lists(keys, RUNS);
 
     choice *own = out + blockIdx.x;
-    const float largest = logit_of_key(keys[0]);
+    const float largest = number_of_key(keys[0]);
     /* Rounded differences are off by up to 4.8e-7 below 16, where nearly all of a sum comes from, of millions of terms, too. */
     float part = 0.0f;
 #pragma unroll
@@ -120,7 +101,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         keys[i] = in[i / RUN].key[i % RUN];
     }
     if ((int)threadIdx.x < n_lists) {
-        largest[threadIdx.x] = logit_of_key(in[threadIdx.x].key[0]);
+        largest[threadIdx.x] = number_of_key(in[threadIdx.x].key[0]);
     }
     __syncthreads();
     merge_lists(keys, n_lists);
@@ -129,7 +110,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     int has_nan = 0;
     if ((int)threadIdx.x < n_lists) {
         sum = in[threadIdx.x].sum;
-        sum = sum > 0.0 ? sum * exp((double)largest[threadIdx.x] - (double)logit_of_key(first)) : 0.0;
+        sum = sum > 0.0 ? sum * exp((double)largest[threadIdx.x] - (double)number_of_key(first)) : 0.0;
         has_nan = in[threadIdx.x].has_nan != 0;
     }
     if (threadIdx.x < 32) { /* MERGED is at most that many */
@@ -149,7 +130,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     if (threadIdx.x < RUN) {
         const uint64_t key = keys[threadIdx.x];
         result->id[threadIdx.x] = key != 0 ? (int32_t)(0xffffffffu - (uint32_t)key) : 0;
-        result->logit[threadIdx.x] = key != 0 ? logit_of_key(key) : -INFINITY;
+        result->logit[threadIdx.x] = key != 0 ? number_of_key(key) : -INFINITY;
     }
     if (threadIdx.x == 0) {
         result->n = n_vocab < RUN ? (int32_t)n_vocab : RUN;

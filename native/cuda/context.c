@@ -11,7 +11,8 @@ typedef struct taker {
     bool failed;
 } taker;
 
-static void *take(taker *t, uint64_t n, uint64_t size) {
+static void *take(void *of, uint64_t n, uint64_t size) {
+    taker *t = of;
     uint64_t bytes;
     if (!ck_mul(n, size, &bytes) || !ck_align(bytes, PLANE_ALIGN, &bytes)) {
         t->failed = true;
@@ -65,13 +66,16 @@ static void take_work(taker *t, backend_context *c) {
     int64_t n_segments = 0;
     for (int64_t i = c->model->layer0; i < c->model->layer1; i++) {
         const layer_context *layer = &c->shape.layers[i];
-        n_segments = larger(n_segments, cuda_attend_segments(layer->sinks, layer->capacity));
+        const int64_t n_kept = layer->recalls ? cuda_recall_segments(&c->kept.args, chunk) : 0;
+        n_segments = larger(n_segments, cuda_attend_segments(layer->sinks, layer->capacity) + n_kept);
     }
     const uint64_t group = (uint64_t)(spec->n_heads / spec->n_kv_heads), kv_rows = (uint64_t)(rowwise * spec->n_kv_heads);
     c->parts = take(t, kv_rows * (uint64_t)n_segments, group * (2 + (uint64_t)spec->head_dim) * sizeof(float));
     c->arrived = take(t, kv_rows, sizeof *c->arrived);
     const uint64_t tiled = cuda_tiled_bytes(chunk, widest_input(c->model), spec->n_experts, spec->n_experts_used);
-    const uint64_t attend = cuda_attend_tiled_bytes(chunk, spec->n_heads, spec->head_dim);
+    const uint64_t attend =
+        cuda_attend_tiled_bytes(chunk, spec->n_heads, spec->head_dim, c->shape.middle.kind != LMI_RECALL_NONE);
+    cuda_kept_take(c, take, t);
     c->work = take(t, tiled > attend ? tiled : attend, 1);
     c->choose_work = take(t, cuda_candidates_bytes(spec->n_vocab), 1);
     const uint64_t room = (uint64_t)cuda_steer_room(&c->shape), n_embd = (uint64_t)spec->n_embd;
@@ -101,6 +105,7 @@ static void take_pinned(taker *t, backend_context *c) {
     const int64_t rope_values = sizeof(rope_table) / sizeof *c->staged; /* more than the rest in very small models */
     c->staged_values = (uint64_t)larger(larger(c->shape.chunk * spec->n_embd, spec->n_vocab), rope_values);
     c->staged = take(t, c->staged_values, sizeof *c->staged);
+    cuda_kept_take_pinned(c, take, t);
 }
 
 static void describe(backend_context *c, const backend_model *model, const context_shape *shape) {
@@ -126,6 +131,7 @@ static void describe(backend_context *c, const backend_model *model, const conte
             c->turns[n].furthest = furthest_sink_query(shape, layer);
         }
     }
+    cuda_kept_describe(c);
 }
 
 lmi_status cuda_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error) {
@@ -134,6 +140,10 @@ lmi_status cuda_plan(const backend_model *model, const context_shape *shape, bac
              (long long)model->spec->head_dim, CUDA_MAX_HEAD_DIM);
         remedy(error, "Use --device cpu.");
         return LMI_UNSUPPORTED;
+    }
+    lmi_status status = cuda_kept_check(shape, error);
+    if (status != LMI_OK) {
+        return status;
     }
     backend_context c;
     describe(&c, model, shape);
@@ -144,7 +154,12 @@ lmi_status cuda_plan(const backend_model *model, const context_shape *shape, bac
     if (work.failed || banks.failed || pinned.failed) {
         return fail(error, LMI_OUT_OF_MEMORY, "the context and work space are larger than any GPU can address");
     }
-    *bytes = (backend_bytes){.device_context = banks.used, .device_work = work.used, .work = pinned.used + sizeof c};
+    const uint64_t kept = cuda_kept_bytes(&c);
+    *bytes = (backend_bytes){.context = kept,
+                             .work = pinned.used + sizeof c,
+                             .device_context = banks.used,
+                             .device_work = work.used,
+                             .recall = kept};
     return LMI_OK;
 }
 
@@ -173,7 +188,7 @@ static lmi_status take_memory(backend_context *c, lmi_error *error) {
     take_work(&work, c);
     take_banks(&banks, c);
     take_pinned(&pinned, c);
-    return LMI_OK;
+    return cuda_kept_open(c, error);
 }
 
 static lmi_status fill_memory(backend_context *c, lmi_error *error) {
@@ -220,6 +235,7 @@ void cuda_close(backend_context *c) {
     device_free(c->stream, c->memory);
     device_free(c->stream, c->banks);
     device_free_pinned(c->stream, c->pinned);
+    cuda_kept_close(c);
     device_stream_close(c->stream);
 }
 

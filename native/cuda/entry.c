@@ -38,6 +38,12 @@ static const backend backend_cuda = {
     .read_speed = cuda_read_speed,
     .fetch_logits = cuda_fetch_logits,
     .candidates = cuda_candidates,
+    .recall_counts = cuda_recall_counts,
+    .recall_bytes = cuda_recall_bytes,
+    .recall_most = cuda_recall_most,
+    .recall_get = cuda_recall_get,
+    .recall_put = cuda_recall_put,
+    .recall_check = cuda_recall_check,
 };
 
 /* NULL if the library that asks is of another version: the two share structs. */

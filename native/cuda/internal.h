@@ -1,9 +1,9 @@
-/* Inside the host side of the CUDA backend: weights.c (what a model has on the device), context.c (memory of a session), run.c (steps as
- * launches), steer.c (rows after the last norm), entry.c (the door of the library). */
+/* Inside the host side of the CUDA backend: weights.c (what a model has on the device), context.c (memory of a session), kept.c (what it
+ * keeps of the middle), run.c (steps as launches), steer.c (rows after the last norm), entry.c (the door of the library). */
 #ifndef LMI_CUDA_INTERNAL_H
 #define LMI_CUDA_INTERNAL_H
 
-#include "backend/backend.h"
+#include "backend/recall_store.h"
 #include "cuda/launch.h"
 
 /* A step's tables on the device. */
@@ -36,6 +36,17 @@ typedef struct cuda_mailbox {
     logit_candidates candidates;
 } cuda_mailbox;
 
+/* What is kept of the middle; kind LMI_RECALL_NONE: nothing. */
+typedef struct cuda_kept {
+    recall_store store; /* its tables and banks: pinned */
+    cuda_recall args;   /* of the first layer that recalls */
+    uint16_t *boxes;    /* [n_shelves] trees */
+    float *turn;
+    int64_t *now, *number;
+    int64_t *staged_now; /* pinned; blocks.slot are its last ones */
+    bool loaded;         /* a state, whose boxes are not made yet */
+} cuda_kept;
+
 struct backend_context {
     const backend_model *model;
     const cuda_model *weights;
@@ -59,6 +70,8 @@ struct backend_context {
     cuda_control *control;
     int32_t *tokens; /* [chunk] */
 
+    cuda_kept kept;
+
     cuda_mailbox *mailbox;  /* pinned */
     int32_t *staged_tokens; /* [chunk] pinned; a pass over one token reads it here */
     float *staged;          /* pinned: [staged_values] hidden states, logits, saved states on their way */
@@ -80,6 +93,20 @@ typedef struct cuda_pass {
     int64_t first; /* index of the first token; a captured pass is of one token, wherever it is */
 } cuda_pass;
 
+/* What is kept of the middle, in kept.c: whether it can be; its sizes; memory by `take` (NULL: counted) and in one piece that cuda_kept_bytes
+ * tells; what a layer's attention is given; the slots of a chunk, queued before its steps. Not to be called while a chunk is under way:
+ * what it chooses decides what gives way next. */
+typedef void *cuda_take(void *taker, uint64_t n, uint64_t size);
+lmi_status cuda_kept_check(const context_shape *shape, lmi_error *error);
+void cuda_kept_describe(backend_context *c);
+void cuda_kept_take(backend_context *c, cuda_take *take, void *taker);
+void cuda_kept_take_pinned(backend_context *c, cuda_take *take, void *taker);
+uint64_t cuda_kept_bytes(const backend_context *c);
+lmi_status cuda_kept_open(backend_context *c, lmi_error *error);
+void cuda_kept_close(backend_context *c);
+cuda_recall cuda_kept_layer(const backend_context *c, int64_t layer);
+lmi_status cuda_kept_begin(backend_context *c, const backend_chunk *chunk, lmi_error *error);
+
 lmi_status cuda_plan(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error);
 lmi_status cuda_open(const backend_model *model, const context_shape *shape, arena *memory, backend_context **out,
                      lmi_error *error);
@@ -88,6 +115,12 @@ lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *e
 uint64_t cuda_context_bytes(const backend_context *c);
 lmi_status cuda_context_get(backend_context *c, uint64_t offset, size_t n, void *bytes, lmi_error *error);
 lmi_status cuda_context_put(backend_context *c, uint64_t offset, size_t n, const void *bytes, lmi_error *error);
+void cuda_recall_counts(const backend_context *c, int64_t n_read, int64_t *n_kept, int64_t *n_dropped);
+uint64_t cuda_recall_bytes(const backend_context *c);
+uint64_t cuda_recall_most(const backend_context *c);
+void cuda_recall_get(backend_context *c, uint64_t offset, size_t n, void *bytes);
+void cuda_recall_put(backend_context *c, uint64_t offset, size_t n, const void *bytes);
+lmi_status cuda_recall_check(const backend_context *c, const void *bytes, size_t size, lmi_error *error);
 lmi_status cuda_fetch_logits(backend_context *c, int64_t row, float *values, lmi_error *error);
 lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *out, lmi_error *error);
 lmi_status cuda_capture(backend_context *c, lmi_error *error);

@@ -17,6 +17,7 @@
 #include "cuda/planes.h"
 #include "kernels/kernels.h"
 #include "kernels/kv_tile.h"
+#include "lambda/boxes.h"
 #include "lambda/rope.h"
 
 #ifdef __cplusplus
@@ -122,7 +123,37 @@ void cuda_launch_norm(const float *x, float *y, cuda_norm norm, int64_t width, i
 void cuda_launch_route(const float *r, int64_t n_experts, int32_t n_used, bool normed, int32_t *expert, float *share,
                        int32_t n_tokens, device_stream *stream);
 
-/* ---- attention ---------------------------------------------------------------------------------------------------- */
+/* ---- what is recalled --------------------------------------------------------------------------------------------- */
+
+enum { CUDA_RECALL_TOGETHER = 64 }; /* tokens of a chunk that choose together, as ATTEND_BLOCK of backend/cpu.h */
+
+typedef struct cuda_seen {
+    int64_t slot, block; /* where a block lies, and which it is */
+} cuda_seen;
+
+/* Of one layer, by the policy BLOCKS of lambda/middle.h, whose words these are; block 0: nothing is kept. Banks and `chosen` are
+ * the host's memory, mapped. */
+typedef struct cuda_recall {
+    int64_t block, n, n_open, distance;
+    const rope_table *table; /* takes the rotation off keys that leave the window; NULL: they do not turn */
+    const float *turn;       /* [n_rot/2][2] for queries over what is kept, or NULL */
+    uint8_t *banks;          /* of slot s and kv head h: banks + s * slot_stride + h * bank_bytes */
+    uint64_t slot_stride, bank_bytes;
+    const int64_t *now;    /* [1 + n_open] how many slots are in use; the slot of block b, which is open, at 1 + b % n_open */
+    const int64_t *number; /* [n_slots] of the block that lies there */
+    int64_t *chosen;       /* [n_slots] index of the chunk that last chose it */
+    boxes tree;            /* of kv head 0 */
+    int64_t tree_values;   /* from a kv head's to the next */
+    int64_t most_seen;     /* room of a list: cuda_recall_most_seen of the largest chunk */
+    cuda_seen *seen;       /* [tokens / CUDA_RECALL_TOGETHER][n_kv_heads][most_seen]: by these tokens */
+    int32_t *n_seen;       /* [tokens / CUDA_RECALL_TOGETHER][n_kv_heads] */
+    void *search;          /* cuda_recall_search_bytes of n for each n_seen; NULL where that is 0 */
+} cuda_recall;
+
+/* Blocks that tokens see together, of runs of up to n_tokens: the chosen ones, and those that are not whole. */
+int64_t cuda_recall_most_seen(const cuda_recall *recall, int64_t n_tokens);
+int64_t cuda_recall_segments(const cuda_recall *recall, int64_t n_tokens); /* of CUDA_SEGMENT of their tokens */
+uint64_t cuda_recall_search_bytes(int64_t n);
 
 /* One layer. The banks are those of kernels/kv_tile.h, for kv head h at ring + h * head_stride and sinks_bank + h * head_stride: the
  * same bytes as on the CPU, so that saved states move between the two. */
@@ -146,7 +177,8 @@ typedef struct cuda_attend {
     int64_t window, sinks, capacity;
     uint8_t *ring, *sinks_bank; /* both in one allocation */
     uint64_t head_stride;
-    /* parts [n][n_kv_heads][n_segments], each m, z [group], o [group][head_dim] as float, and counters [n][n_kv_heads], zero
+    cuda_recall recall;
+    /* parts [n][n_kv_heads][n_segments, and cuda_recall_segments], each m, z [group], o [group][head_dim] as float, and counters [n][n_kv_heads], zero
      * before and after: n = min(n_tokens, CUDA_ROWWISE_TOKENS). The tiled kernel needs them for what it leaves to the other. */
     float *parts;
     uint32_t *arrived;
@@ -160,7 +192,15 @@ int64_t cuda_attend_segments(int64_t sinks, int64_t capacity); /* n_segments of 
 /* Any n_tokens <= chunk: stores first, then tiles of the band, as exact as attend_tiled.cu says. Float32 banks, heads that are no
  * multiple of 8 and heads too wide for the device's shared memory go the row-wise way. attend_tiled.cu */
 void cuda_launch_attend_tiled(const cuda_attend *args, device_stream *stream);
-uint64_t cuda_attend_tiled_bytes(int64_t n_tokens, int64_t n_heads, int64_t head_dim);
+uint64_t cuda_attend_tiled_bytes(int64_t n_tokens, int64_t n_heads, int64_t head_dim, bool recalls);
+
+/* Both, in layers that recall, once keys are stored: what leaves the window with these tokens goes from the ring to its blocks, blocks that
+ * are whole get boxes, the tokens choose, and attend to what they chose as well. recall.cu, recall_attend.cu
+ *
+ * Boxes of the first n_used slots of n_shelves trees and banks, from those of `recall` on, by which no search has begun: empty for
+ * blocks from n_whole on; others as they are, or `anew` from their keys. */
+void cuda_launch_boxes(const cuda_recall *recall, lmi_kv_type type, int32_t head_dim, int64_t n_shelves, int64_t n_used,
+                       int64_t n_whole, bool anew, device_stream *stream);
 
 /* ---- choosing tokens ---------------------------------------------------------------------------------------------- */
 

@@ -208,6 +208,9 @@ template <int N> static __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
+/* Several blocks may store the same value there. */
+static __device__ __forceinline__ void store_same(int64_t *p, int64_t value) { *(volatile int64_t *)p = value; }
+
 /* uint64_t is `unsigned long`, for which CUDA has none. */
 static __device__ __forceinline__ uint64_t atomicAdd(uint64_t *p, uint64_t value) {
     return ::atomicAdd((unsigned long long *)p, (unsigned long long)value);

@@ -88,6 +88,7 @@ static void attend(backend_context *c, const step *s, const cuda_step *on_device
         .capacity = layer->capacity,
         .ring = banks,
         .sinks_bank = banks + ring_bytes,
+        .recall = cuda_kept_layer(c, s->layer),
         .head_stride = ring_bytes + kv_bank_bytes(c->shape.kv_type, spec->head_dim, kv_round_slots(layer->sinks)),
         .parts = c->parts,
         .arrived = c->arrived,
@@ -265,6 +266,7 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
 lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
     const bool whole = gives_logits(&c->model->steps[c->model->n_steps - 1]);
     lmi_status status = chunk->steer != NULL ? cuda_put_steer(c, chunk->steer, error) : LMI_OK; /* before anything is staged */
+    status = status == LMI_OK ? cuda_kept_begin(c, chunk, error) : status;
     if (status != LMI_OK) {
         return status;
     }

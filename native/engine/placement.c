@@ -45,8 +45,9 @@ static lmi_status plan_for(const lmi_model *model, const context_shape *shape, c
         return LMI_DEVICE;
     }
     if (shape->middle.kind != LMI_RECALL_NONE && p->device->recall_bytes == NULL) {
-        fail(error, LMI_DEVICE, "only the CPU recalls tokens that left the window");
-        remedy(error, "Use --device cpu.");
+        fail(error, LMI_DEVICE,
+             "a model of which the CPU runs one part and a GPU the other does not recall tokens that left the window");
+        remedy(error, "Use --device cpu, or put all layers on the GPU.");
         return LMI_DEVICE;
     }
     plan->host_weights = host_weights(model, p);

@@ -276,7 +276,7 @@ typedef struct lmi_session_options {
     int32_t draft; /* most tokens guessed ahead while single tokens are read, at most 7; 0: none. Not with all_..., recall */
     int32_t all_hidden; /* 1: keep hidden states of every token of a read call of at most `chunk` tokens: lmi_session_hidden */
     int32_t steer_rank; /* most that the ranks of lmi_session_set_steers may add up to; memory for them is taken now. 0: none */
-    lmi_recall_options recall; /* on the CPU only */
+    lmi_recall_options recall; /* a GPU that has all layers recalls blocks, in memory; the rest is the CPU's */
 } lmi_session_options;
 
 LMI_API void lmi_session_options_default(lmi_session_options *options);

@@ -10,6 +10,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The best of what has been seen so far. */
 typedef struct pick {
     float score;
@@ -45,4 +49,7 @@ typedef void box_bounds(const float *q, const uint16_t *tile, int64_t d, float *
 int64_t boxes_find(const boxes *b, box_bounds *bound, const float *q, int64_t n_used, const int64_t *number, int64_t limit,
                    int64_t n, pick *picks, int64_t beam, pick *beams);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

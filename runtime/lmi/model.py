@@ -326,7 +326,8 @@ class Model(Handle):
         of a token read alone see 5. A kind alone has the library's numbers. With it: `recall_budget`, bytes or "4G" (default
         1 GiB) that blocks and topk may keep; `recall_folder`, where keys and values lie in a nameless file instead of in
         memory; `recall_layer`, the first that recalls; `recall_distance`, at which recalled tokens seem to be (default: half
-        a window); `recall_decay`, what surprise counts after another window of text (default 0.9). On the CPU only."""
+        a window); `recall_decay`, what surprise counts after another window of text (default 0.9). A GPU that
+        has all layers recalls blocks, in memory; the rest runs on the CPU only."""
         from lmi.session import Session
 
         return Session(self, **{**self._defaults, **options})

@@ -230,7 +230,8 @@ def require_memory(model_pointer, plan: Plan, **options) -> None:
         return
     text = f"needs {human_bytes(plan.needed_bytes)} beside the weights, {human_bytes(plan.available_bytes)} free"
     if 2 * (plan.recall_bytes - plan.recall_file_bytes) > plan.needed_bytes:
-        raise OutOfMemory(text, "Use a smaller --recall-budget, or --recall-folder to keep what is recalled on disk")
+        on_disk = "" if plan.device_layers else ", or --recall-folder to keep what is recalled on disk"
+        raise OutOfMemory(text, f"Use a smaller --recall-budget{on_disk}")
     window, saving = plan.window, 0
     while window > 256:  # halve until it fits; 256 is the least that is of use
         window = max(256, 1 << (window - 1).bit_length() - 1)

@@ -46,7 +46,7 @@ export LMI_CUDA_LIBRARY
 echo "built for sm_$arch in $SECONDS s"
 
 echo "== results: every family and the shipped model, against the CPU"
-limited 180 "$PYTHON" -m pytest -q tests/convert/test_families_cuda.py -k gpu --durations=3 || failed=1
+limited 180 "$PYTHON" -m pytest -q tests/convert/test_families_cuda.py tests/convert/test_recall_cuda.py -k gpu --durations=3 || failed=1
 echo "($SECONDS s)"
 
 echo "== speed"

@@ -2,9 +2,6 @@
 
 The emulator runs the same kernels and the same host code, thread by thread (tests/native/simt)."""
 
-import os
-from pathlib import Path
-
 import lmi
 import numpy as np
 import pytest
@@ -18,23 +15,6 @@ SINGLE = 1e-4
 # dozens, enlarged by softmax. Quantized weights: activations are rounded to 8 bits here and there, and where a norm differs in
 # its last bit, now and then to the next of 254 steps. A kernel with a mistake is off by 1e-3 and more.
 NOISE = 2e-5
-
-
-@pytest.fixture(scope="module", params=["emulated", "gpu"])
-def cuda(request, native):
-    """Opens a file on the device."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "emulated":
-            path = Path(os.environ["LMI_LIBRARY"]).parent / "tests" / "simt" / "liblmi_cuda_simt.so"
-            if not path.is_file():
-                pytest.skip(f"no library at {path}: it takes a C++ compiler")
-            patch.setenv("LMI_CUDA_LIBRARY", str(path))
-        else:
-            try:
-                lmi.find_device()
-            except lmi.DeviceError as error:
-                pytest.skip(str(error))
-        yield lambda path, **options: lmi.Model(path, device="cuda", **options)
 
 
 def worst(got, expected) -> float:

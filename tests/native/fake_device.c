@@ -164,12 +164,16 @@ static lmi_status fake_plan(const backend_model *model, const context_shape *sha
             .work = sizeof(backend_context),
             .device_context = host.context,
             .device_work = host.work + logit_bytes(model, shape),
+            .recall = host.recall,
         };
     }
     return status;
 }
 
 static void fake_close(backend_context *c) {
+    if (c->inner != NULL) {
+        backend_cpu.close(c->inner);
+    }
     give_back(c->bytes, &controls.n_contexts, -1);
     arena_close(&c->memory);
 }
@@ -223,6 +227,24 @@ static lmi_status fake_context_get(backend_context *c, uint64_t offset, size_t n
 
 static lmi_status fake_context_put(backend_context *c, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
     return backend_cpu.context_put(c->inner, offset, n, bytes, error);
+}
+
+static void fake_surprise(backend_context *c, int64_t first, const float *surprisal, int64_t n) {
+    backend_cpu.surprise(c->inner, first, surprisal, n);
+}
+static void fake_recall_counts(const backend_context *c, int64_t n_read, int64_t *kept, int64_t *dropped) {
+    backend_cpu.recall_counts(c->inner, n_read, kept, dropped);
+}
+static uint64_t fake_recall_bytes(const backend_context *c) { return backend_cpu.recall_bytes(c->inner); }
+static uint64_t fake_recall_most(const backend_context *c) { return backend_cpu.recall_most(c->inner); }
+static void fake_recall_get(backend_context *c, uint64_t offset, size_t n, void *bytes) {
+    backend_cpu.recall_get(c->inner, offset, n, bytes);
+}
+static void fake_recall_put(backend_context *c, uint64_t offset, size_t n, const void *bytes) {
+    backend_cpu.recall_put(c->inner, offset, n, bytes);
+}
+static lmi_status fake_recall_check(const backend_context *c, const void *bytes, size_t size, lmi_error *error) {
+    return backend_cpu.recall_check(c->inner, bytes, size, error);
 }
 
 /* ---- logits ------------------------------------------------------------------------------------------------------- */
@@ -283,6 +305,13 @@ const backend *lmi_cuda_backend(const char *version) {
         .release = fake_release,
         .fetch_logits = fake_fetch_logits,
         .candidates = fake_candidates,
+        .surprise = fake_surprise,
+        .recall_counts = fake_recall_counts,
+        .recall_bytes = fake_recall_bytes,
+        .recall_most = fake_recall_most,
+        .recall_get = fake_recall_get,
+        .recall_put = fake_recall_put,
+        .recall_check = fake_recall_check,
     };
     if (strcmp(version, lmi_version()) != 0 || controls.old) {
         return NULL;

@@ -57,15 +57,22 @@ def needed(path, layers: int, **options) -> int:
 # ---- the package ----
 
 
-def test_a_gpu_does_not_recall(gpu, tiny):
-    """It says so, and what to do, before anything is copied; the session that comes next is as if nobody had asked."""
-    with package.Model(tiny, device="cuda") as m:
-        for recall in ("blocks:2x16", "surprise:8", "topk:5"):
-            with pytest.raises(package.DeviceError, match="only the CPU recalls") as e:
-                m.session(window=32, chunk=16, recall=recall)
-            assert "--device cpu" in e.value.remedy
-        with m.session(window=32, chunk=16) as session:
-            assert session.plan.device_layers == LAYERS
+def test_two_halves_do_not_recall(gpu, tiny):
+    """They say so, and what to do, before anything is copied; the session that comes next is as if nobody had asked. A GPU with
+    all layers recalls."""
+    options = {"window": 32, "chunk": 16}
+    recall = {"recall": "blocks:2x16", "recall_budget": "1M"}
+    with package.Model(tiny, device="cuda", gpu_layers=1) as m:
+        with pytest.raises(package.DeviceError, match="one part and a GPU the other does not recall") as e:
+            m.session(**options, **recall)
+        assert "--device cpu" in e.value.remedy and "all layers on the GPU" in e.value.remedy
+        with m.session(**options) as session:
+            assert session.plan.device_layers == 1
+    with package.Model(tiny) as m, package.Model(tiny, device="cpu") as cpu:
+        with m.session(**options, **recall) as a, cpu.session(**options, **recall) as b:
+            assert a.plan.device_layers == LAYERS and a.plan.recall_bytes == b.plan.recall_bytes > 0
+            a.feed(TEXT), b.feed(TEXT)
+            assert a.logits().tolist() == b.logits().tolist() and a.view == b.view and a.view.kept > 0
 
 
 def test_find_device(gpu, monkeypatch):
@@ -242,6 +249,8 @@ def test_what_does_not_fit_stays(run, gpu, tiny):
     refused(none, 6, "not one layer fits", "--device cpu")
     many = run("run", tiny, "--text", TEXT, *QUICK, "--gpu-layers", LAYERS, free=RESERVE + most - 1)
     refused(many, 5, f"on GPU 0 for {LAYERS} of {LAYERS} layers", "--gpu-layers", "--window")
+    done = run("run", tiny, "--text", TEXT, *QUICK, "--recall", "blocks", "--recall-budget", "9M", free=RESERVE + most)
+    assert done.code == 0 and "device  CPU" in done.err and "does not recall" in done.err
 
 
 def test_a_gpu_that_refuses(run, tiny):

@@ -195,6 +195,7 @@ template <typename T> NOT_WATCHED T atomicAdd(T *p, std::common_type_t<T> value)
     simt::before_atomic(p);
     return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
+static NOT_WATCHED inline void store_same(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
 template <typename T> NOT_WATCHED T atomicExch(T *p, std::common_type_t<T> value) {
     simt::before_atomic(p);
     return __atomic_exchange_n(p, value, __ATOMIC_RELAXED);

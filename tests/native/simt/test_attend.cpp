@@ -192,7 +192,7 @@ static void open_session(session *x, const shape *s, device_stream *stream, uint
     a.head_stride = x->head_bytes;
     a.parts = on_device<float>(stream, (size_t)(CUDA_ROWWISE_TOKENS * s->n_kv_heads * n_segments * s->group * (2 + s->d)));
     a.arrived = on_device<uint32_t>(stream, (size_t)(CUDA_ROWWISE_TOKENS * s->n_kv_heads));
-    a.work = on_device<uint8_t>(stream, cuda_attend_tiled_bytes(s->chunk, x->n_heads, s->d));
+    a.work = on_device<uint8_t>(stream, cuda_attend_tiled_bytes(s->chunk, x->n_heads, s->d, false));
     x->args = a;
 }
 
