@@ -2,6 +2,8 @@
 
 The emulator runs the same kernels and the same host code, thread by thread (tests/native/simt)."""
 
+from pathlib import Path
+
 import lmi
 import numpy as np
 import pytest
