@@ -87,7 +87,12 @@ def load(path):
                                for t in gguf.GGUFReader(path).tensors})
     else:
         saved = torch.load(path, weights_only=True)
-        model, state = Model(Config(**saved["config"])), saved["state"]
+        state = saved["state"]
+        if "family" in saved["config"]:
+            from siblings import Sibling
+            model = Sibling(**saved["config"])
+        else:
+            model = Model(Config(**saved["config"]))
         model.load_state_dict(saved["model"])
     return model.eval(), state
 

@@ -9,10 +9,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+
+import evaluate
 
 DIM, LAYERS, HEADS, CONTEXT = 256, 6, 4, 512
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
@@ -57,18 +58,12 @@ class Sibling(nn.Module):
         return (nll * weight.flatten()).mean()
 
 
-def load(saved):
-    model = Sibling(saved["config"]["family"], saved["config"]["vocab"])
-    model.load_state_dict(saved["model"])
-    return model
-
-
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--work", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    load(torch.load(a.work / "last.pt", weights_only=True)).net.save_pretrained(a.out)
+    evaluate.load(a.work / "last.pt")[0].net.save_pretrained(a.out)
     shutil.copy(a.work / "lmi-tiny.model", a.out / "tokenizer.model")
 
 
