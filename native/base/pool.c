@@ -168,7 +168,7 @@ static void wait_for_workers(pool *p) {
         }
     } while (spin_on(&spinning));
     pthread_mutex_lock(&p->sleep_lock);
-    atomic_store(&p->caller_asleep, true);
+    atomic_exchange(&p->caller_asleep, true);
     while (atomic_load(&p->n_inside) != 0) {
         pthread_cond_wait(&p->done, &p->sleep_lock);
     }
@@ -192,7 +192,7 @@ void pool_run(pool *p, pool_job *job, void *context, int64_t n_pieces) {
     atomic_store(&p->job_open, true);
     announce(p);
     take_pieces(p, 0);
-    atomic_store(&p->job_open, false);
+    atomic_exchange(&p->job_open, false); /* not a store: emulated by qemu, a load of n_inside may overtake that */
     wait_for_workers(p);
 }
 

@@ -169,7 +169,7 @@ typedef struct errors {
     double output, log_sum; /* largest, as a share of what is allowed */
     double moved, of;       /* sums of squares: what rounding the query to 16 bits changes, and the output */
 } errors;
-static errors worst[5][KV_TYPES];
+static errors worst[LMI_ISA_NEON + 1][KV_TYPES];
 
 static void *scratch_for(const kernels *k, int64_t n_rows, int64_t d) {
     const size_t bytes = (k->attend_scratch(n_rows, d) + 63) / 64 * 64;
