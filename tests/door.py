@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 KV = {"f16": 0, "q8_0": 1, "f32": 2}
-ISAS = {"ref": 1, "avx2": 2, "avxvnni": 3, "avx512": 4, "neon": 5}
+ISAS = {"ref": 1, "avx2": 2, "avxvnni": 3, "avx512": 4, "amx": 5, "neon": 6}
 PLACEMENTS = {"ceiling": 0, "contiguous": 1, "true": 2}
 RECALLS = {"none": 0, "topk": 1, "surprise": 2, "blocks": 3}
 

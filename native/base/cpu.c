@@ -7,6 +7,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 
 /* Which register files the operating system saves (XCR0). Without OSXSAVE the instruction itself would fault. */
 static uint64_t enabled_state(void) {
@@ -49,10 +50,24 @@ static bool has_avx512(void) {
     }
     return (ebx & needed) == needed && (ecx & bit_AVX512VNNI) != 0;
 }
+
+/* Linux (5.16 and later) gives a process the state of the tile registers when it asks, and may refuse. */
+static bool has_amx(void) {
+    const uint64_t tiles = 0x60000;
+    const unsigned amx = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8; older headers lack them */
+    unsigned eax, ebx, ecx, edx;
+    if (!has_avx512() || (enabled_state() & tiles) != tiles || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||
+        (edx & amx) != amx) {
+        return false;
+    }
+    const long request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA */
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
 #else
 static bool has_avx2(void) { return false; }
 static bool has_avxvnni(void) { return false; }
 static bool has_avx512(void) { return false; }
+static bool has_amx(void) { return false; }
 #endif
 
 #if defined(__aarch64__)
@@ -84,6 +99,8 @@ bool cpu_has(lmi_isa isa) {
         return has_avxvnni();
     case LMI_ISA_AVX512:
         return has_avx512();
+    case LMI_ISA_AMX:
+        return has_amx();
     case LMI_ISA_NEON:
         return has_neon();
     }
@@ -102,6 +119,8 @@ const char *cpu_isa_name(lmi_isa isa) {
         return "avxvnni";
     case LMI_ISA_AVX512:
         return "avx512";
+    case LMI_ISA_AMX:
+        return "amx";
     case LMI_ISA_NEON:
         return "neon";
     }

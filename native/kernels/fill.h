@@ -13,6 +13,7 @@ void matmul_fill_ref(kernels *table);
 void matmul_fill_avx2(kernels *table);
 void matmul_fill_avxvnni(kernels *table);
 void matmul_fill_avx512(kernels *table);
+void matmul_fill_amx(kernels *table);
 void matmul_fill_neon(kernels *table);
 
 /* kv_store, attend_ring, attend_sinks, attend_scratch */

@@ -43,6 +43,14 @@ static void fill_columns(void) {
         attention_fill_avx512(avx512);
         vector_fill_avx512(avx512);
     }
+#if defined(LMI_HAS_AMX)
+    if (cpu_has(LMI_ISA_AMX)) {
+        kernels *amx = begin_column(LMI_ISA_AMX);
+        matmul_fill_amx(amx);
+        attention_fill_avx512(amx);
+        vector_fill_avx512(amx);
+    }
+#endif
 #elif defined(__aarch64__)
     if (cpu_has(LMI_ISA_NEON)) {
         kernels *neon = begin_column(LMI_ISA_NEON);
@@ -56,7 +64,7 @@ static void fill_columns(void) {
 static bool is_filled(lmi_isa isa) { return columns[isa].isa == isa; }
 
 lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error) {
-    static const lmi_isa best_first[] = {LMI_ISA_AVX512, LMI_ISA_AVXVNNI, LMI_ISA_AVX2, LMI_ISA_NEON, LMI_ISA_REF};
+    static const lmi_isa best_first[] = {LMI_ISA_AMX, LMI_ISA_AVX512, LMI_ISA_AVXVNNI, LMI_ISA_AVX2, LMI_ISA_NEON, LMI_ISA_REF};
 
     *out = NULL;
     if ((int)isa < LMI_ISA_AUTO || (int)isa > LMI_ISA_NEON) {

@@ -1,4 +1,4 @@
-/* The parts of the AVX-512 column: row-wise kernels for few tokens, tiled ones for many. */
+/* The parts of the columns for AVX-512 and AMX: row-wise kernels for few tokens, tiled ones for many. */
 #ifndef LMI_KERNELS_MATMUL_AVX512_H
 #define LMI_KERNELS_MATMUL_AVX512_H
 
@@ -9,12 +9,14 @@
 
 #define MATMUL_DECLARE(TYPE, NAME)                                                                                             \
     void matmul_rows_##NAME##_avx512(const matmul_args *a);                                                                    \
-    void matmul_tiles_##NAME##_avx512(const matmul_args *a);
+    void matmul_tiles_##NAME##_avx512(const matmul_args *a);                                                                   \
+    void matmul_tiles_##NAME##_amx(const matmul_args *a);
 MATMUL_INTEGER_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE
 
 size_t matmul_rows_scratch_avx512(int64_t k);
 size_t matmul_tiles_scratch_avx512(void);
+size_t matmul_tiles_scratch_amx(void);
 
 void matmul_f32_avx512(const matmul_args *a);
 void matmul_f16_avx512(const matmul_args *a);

@@ -35,12 +35,6 @@ _Static_assert(TILES * sizeof(tile) + sizeof(panel) <= 240 * 1024, "tiles share 
 
 /* ---- unpacking ----------------------------------------------------------------------------------------------------- */
 
-INLINE __m128i gather_8(const uint8_t *const *rows, size_t offset) {
-    return _mm_setr_epi16(word_at(rows[0] + offset), word_at(rows[1] + offset), word_at(rows[2] + offset),
-                          word_at(rows[3] + offset), word_at(rows[4] + offset), word_at(rows[5] + offset),
-                          word_at(rows[6] + offset), word_at(rows[7] + offset));
-}
-
 INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int64_t c0, int columns, int half, tile *out) {
     const int n_blocks = columns / 32;
     const size_t bytes = (size_t)type->bytes, first = (size_t)(c0 / 32) * bytes;
@@ -54,11 +48,11 @@ INLINE void unpack_tile_32(const type_32 *type, const uint8_t *const *rows, int6
     }
     for (int b = 0; b < n_blocks; b++) {
         size_t at = first + (size_t)b * bytes;
-        _mm256_store_ps(out->scale[b] + half, type->scale(gather_8(rows + half, at)));
-        _mm256_store_ps(out->scale[b] + half + 8, type->scale(gather_8(rows + half + 8, at)));
+        _mm256_store_ps(out->scale[b] + half, type->scale(words_of_rows(rows + half, at)));
+        _mm256_store_ps(out->scale[b] + half + 8, type->scale(words_of_rows(rows + half + 8, at)));
         if (type->has_min) {
-            _mm256_store_ps(out->minimum[b] + half, half_scale(gather_8(rows + half, at + 2)));
-            _mm256_store_ps(out->minimum[b] + half + 8, half_scale(gather_8(rows + half + 8, at + 2)));
+            _mm256_store_ps(out->minimum[b] + half, half_scale(words_of_rows(rows + half, at + 2)));
+            _mm256_store_ps(out->minimum[b] + half + 8, half_scale(words_of_rows(rows + half + 8, at + 2)));
         }
     }
 }

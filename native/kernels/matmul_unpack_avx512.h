@@ -41,6 +41,13 @@ INLINE __m128i eight_words(const uint8_t *first, size_t step) {
                           word_at(first + 7 * step));
 }
 
+/* 16 bits at the same place of eight rows. */
+INLINE __m128i words_of_rows(const uint8_t *const *rows, size_t offset) {
+    return _mm_setr_epi16(word_at(rows[0] + offset), word_at(rows[1] + offset), word_at(rows[2] + offset),
+                          word_at(rows[3] + offset), word_at(rows[4] + offset), word_at(rows[5] + offset),
+                          word_at(rows[6] + offset), word_at(rows[7] + offset));
+}
+
 /* Shift counts that differ between the two 32-byte halves, in 16-bit lanes. Bits that cross a byte are masked afterwards. */
 INLINE __m512i halves_16(int low, int high) {
     return _mm512_inserti64x4(_mm512_set1_epi16((short)low), _mm256_set1_epi16((short)high), 1);

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lmi._native import check, device_library, native, text_of
 from lmi.errors import InvalidArgument
 
-ISA_NAMES = ("auto", "ref", "avx2", "avxvnni", "avx512", "neon")  # by value of lmi_isa
+ISA_NAMES = ("auto", "ref", "avx2", "avxvnni", "avx512", "amx", "neon")  # by value of lmi_isa
 KV_TYPES = ("f16", "q8_0", "f32")  # by value of lmi_kv_type
 PLACEMENTS = ("ceiling", "contiguous", "true")  # by value of lmi_placement
 DEVICES = ("auto", "cpu", "cuda")  # by value of lmi_device

@@ -147,8 +147,34 @@ __attribute__((target("avx2,fma"))) static inline void spin_fma_256(void *unused
 
 static inline double spin_rate(void (*spin)(void *), int macs) { return 12e-9 * SPINS * macs / fastest(spin, NULL); }
 
+#if defined(LMI_HAS_AMX)
+/* [16][64] bytes times [64][16]. */
+static inline void spin_tiles(void *unused) {
+    static const struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16}};
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+    for (long n = 0; n < SPINS; n++) {
+        for (int i = 0; i < 4; i++) {
+            __asm__ volatile("tdpbssd %%tmm4, %%tmm3, %%tmm0; tdpbssd %%tmm4, %%tmm3, %%tmm1; tdpbssd %%tmm4, %%tmm3, %%tmm2"
+                             :
+                             :);
+        }
+    }
+    __asm__ volatile("tilerelease" : :);
+    (void)unused;
+}
+#endif
+
 /* G multiply-adds a second, of bytes and of float32; NAN where there is no measure. */
 static inline double dot_peak(lmi_isa isa) {
+#if defined(LMI_HAS_AMX)
+    if (isa == LMI_ISA_AMX) {
+        return spin_rate(spin_tiles, 16 * 16 * 64);
+    }
+#endif
 #if defined(LMI_HAS_AVXVNNI)
     if (isa == LMI_ISA_AVXVNNI) {
         return spin_rate(spin_dpbusd_256, 32);
@@ -157,7 +183,7 @@ static inline double dot_peak(lmi_isa isa) {
     return isa == LMI_ISA_AVX512 ? spin_rate(spin_dpbusd, 64) : spin_rate(spin_maddubs, 32);
 }
 static inline double fma_peak(lmi_isa isa) {
-    return isa == LMI_ISA_AVX512 ? spin_rate(spin_fma_512, 16) : spin_rate(spin_fma_256, 8);
+    return isa >= LMI_ISA_AVX512 ? spin_rate(spin_fma_512, 16) : spin_rate(spin_fma_256, 8);
 }
 #else
 static inline double dot_peak(lmi_isa isa) { return (void)isa, (double)NAN; }

@@ -10,8 +10,9 @@ memory can be told apart; in every round each reads 512 tokens and then writes 6
 at which the same threads can read the weights at all is probed beside it: a busy or throttled machine shows there. Figures are
 medians over the rounds.
 
-llama.cpp is compiled for the machine at hand. Where it ends with a signal in a virtual machine that shows AMX but does not
-run it, install it again without: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".
+llama.cpp is compiled for the machine at hand. On a CPU with AMX it ends with a signal if gcc 12 compiled it, whose function for
+loading the tile registers' configuration does not say what memory it reads: use another compiler (CC=clang CXX=clang++), or
+install it without AMX: CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON".
 """
 
 import argparse
@@ -303,7 +304,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-d", "--depth", type=int, default=0, help="tokens read before the 64 are written")
-    parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avxvnni, avx512")
+    parser.add_argument("--isa", default="", help="for lmi: ref, avx2, avxvnni, avx512, amx")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--file", type=Path, help="any GGUF file instead of one with random weights")
     parser.add_argument("--text", type=lambda s: [int(n) for n in s.split(",")], help="depths of text, rising")

@@ -12,7 +12,7 @@ from oracle.lambda64 import ADJACENT, Rope
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERNALS = Path(os.environ.get("LMI_INTERNALS", ROOT / "build" / "native" / "tests" / "liblmi_internals.so"))
-ISA = {"ref": 1, "avx2": 2, "avxvnni": 3, "avx512": 4, "neon": 5}  # as in lmi.h
+ISA = {"ref": 1, "avx2": 2, "avxvnni": 3, "avx512": 4, "amx": 5, "neon": 6}  # as in lmi.h
 KV = {"f16": 0, "q8_0": 1, "f32": 2}
 SCALING = {None: 0, "linear": 1, "yarn": 2}
 SEGMENT, BLOCK = 512, 64  # slots of a piece of decoding, tokens of a piece of prefill

@@ -10,7 +10,7 @@ from oracle import transformer64
 BOS = 1
 
 
-@pytest.fixture(scope="module", params=["ref", "avx2", "avxvnni", "avx512", "neon"])
+@pytest.fixture(scope="module", params=["ref", "avx2", "avxvnni", "avx512", "amx", "neon"])
 def model(request, native, stories):
     if request.param not in door.available_isas(native):
         pytest.skip(f"no {request.param} here")

@@ -513,7 +513,7 @@ int main(void) {
             continue;
         }
         if (last != NULL && last->attend_ring[LMI_KV_Q8_0] == k->attend_ring[LMI_KV_Q8_0]) {
-            continue; /* AVX-VNNI has the attention of AVX2 */
+            continue; /* AVX-VNNI has the attention of AVX2, AMX that of AVX-512 */
         }
         last = k;
         for (size_t t = 0; t < 3; t++) {

@@ -35,20 +35,24 @@ static void test_isas(void) {
     const char *const avx2[] = {"avx", "avx2", "fma", "f16c"};
     const char *const avx512[] = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
     const char *const avxvnni[] = {"avx", "avx2", "fma", "f16c", "avx_vnni"};
+    const char *const amx[] = {"amx_tile", "amx_int8"};
     int has_avx2 = kernel_says(avx2, 4), has_avxvnni = kernel_says(avxvnni, 5), has_avx512 = kernel_says(avx512, 8);
 #if defined(__x86_64__)  /* elsewhere the file may be that of the machine below an emulator */
     if (has_avx2 >= 0) { /* the kernel hides what it does not save registers for */
         CHECK(cpu_has(LMI_ISA_AVX2) == (has_avx2 == 1));
         CHECK(cpu_has(LMI_ISA_AVXVNNI) == (has_avxvnni == 1));
         CHECK(cpu_has(LMI_ISA_AVX512) == (has_avx512 == 1));
+        CHECK(!cpu_has(LMI_ISA_AMX) || kernel_says(amx, 2) == 1); /* it may be there and the kernel refuse it */
     }
 #else
     (void)has_avx2;
     (void)has_avxvnni;
     (void)has_avx512;
+    (void)amx;
 #endif
     CHECK(cpu_has(LMI_ISA_AUTO) && cpu_has(LMI_ISA_REF));
     CHECK(!cpu_has(LMI_ISA_AVX512) || cpu_has(LMI_ISA_AVX2));
+    CHECK(!cpu_has(LMI_ISA_AMX) || cpu_has(LMI_ISA_AVX512));
     CHECK(!cpu_has(LMI_ISA_AVXVNNI) || cpu_has(LMI_ISA_AVX2));
 #if defined(__aarch64__)
     uint64_t isar, pfr; /* the registers of the CPU, which the kernel lets everyone read */

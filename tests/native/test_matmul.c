@@ -472,6 +472,35 @@ static void test_strange_scales(const layout *l, int64_t k, uint64_t seed) {
     problem_free(&p);
 }
 
+/* Scales up to 2^107, with which a kernel's own constants may not overflow. */
+static void test_large_scales(uint64_t seed) {
+    enum { ROW = 5, K = 512 };
+    const layout *l = NULL;
+    for (int i = 0; i < N_LAYOUTS; i++) {
+        l = layouts[i].type == QUANT_MXFP4 ? &layouts[i] : l;
+    }
+    problem p = problem_new(l, K, MAX_ROWS, 9);
+    float *y = new_y(p.tokens * MAX_ROWS);
+    random_weights(l, p.info, p.w, p.row_bytes * MAX_ROWS, &seed);
+    random_tokens(&p, &seed);
+    for (int b = 0; b < K / 32; b++) {
+        p.w[ROW * p.row_bytes + (size_t)b * p.info->block_bytes] = (uint8_t)(220 + b);
+    }
+    solve(&p);
+    for (int isa = LMI_ISA_REF; isa < ISAS; isa++) {
+        for (int64_t n = 8; columns[isa] != NULL && n <= 9; n++) {
+            run_part(&p, columns[isa], MAX_ROWS, 0, MAX_ROWS, n, y, MAX_ROWS);
+            for (int64_t t = 0; t < n; t++) {
+                const int64_t at = t * MAX_ROWS + ROW, from = (p.tokens - n) * MAX_ROWS + at;
+                CHECK(fabs((double)y[at] - p.want[from]) <= 8 * 0x1p-24 * p.size[from], "%s: %g, not %g",
+                      cpu_isa_name((lmi_isa)isa), (double)y[at], p.want[from]);
+            }
+        }
+    }
+    free(y);
+    problem_free(&p);
+}
+
 /* Every scale byte of MXFP4, and activations that are zero, tiny or not finite in one token. */
 static void test_strange_activations(const layout *l, int64_t k, uint64_t seed) {
     static const float values[] = {0.0f, -0.0f, 1e-45f, 3e-44f, 1e-38f, 1e30f, INFINITY, -INFINITY, NAN};
@@ -527,10 +556,12 @@ static void test_table(void) {
     CHECK(kernels_get((lmi_isa)77, &table, &error) == LMI_INVALID_ARGUMENT && table == NULL && error.message[0] != '\0');
     CHECK(kernels_get((lmi_isa)-1, &table, &error) == LMI_INVALID_ARGUMENT && table == NULL);
     for (int isa = LMI_ISA_REF; isa < ISAS; isa++) {
-#if defined(LMI_HAS_AVXVNNI)
-        const bool built = true;
-#else
-        const bool built = isa != LMI_ISA_AVXVNNI; /* older compilers lack it */
+        bool built = true; /* older compilers lack two */
+#if !defined(LMI_HAS_AVXVNNI)
+        built = built && isa != LMI_ISA_AVXVNNI;
+#endif
+#if !defined(LMI_HAS_AMX)
+        built = built && isa != LMI_ISA_AMX;
 #endif
         CHECK((built && cpu_has((lmi_isa)isa)) == (columns[isa] != NULL), "%s", cpu_isa_name((lmi_isa)isa));
         if (columns[isa] == NULL) {
@@ -572,5 +603,6 @@ int main(void) {
         test_strange_scales(l, 512, 4000 + (uint64_t)i);
         test_strange_activations(l, 512, 5000 + (uint64_t)i);
     }
+    test_large_scales(6000);
     return check_report();
 }
