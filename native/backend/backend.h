@@ -56,6 +56,7 @@ typedef struct context_shape {
     bool importance;    /* keep sums of what weights are multiplied with */
     bool last_hidden;   /* some run will ask for rows after the last norm */
     int64_t steer_rank; /* most directions of the steers of a run; 0: no run has any */
+    bool ahead;         /* some run will have `next` */
     middle_shape middle;
     const char *recall_folder; /* of what is kept of the middle; NULL: memory. Not looked at once the context is open */
 } context_shape;
@@ -103,13 +104,18 @@ typedef struct backend_chunk {
     float *last_hidden; /* [n_last_hidden][n_embd]: rows of the last tokens after the last norm, not steered */
     int64_t n_last_hidden;
     const steer_factors *steer; /* of the logits; NULL: they are the model's own */
-    const atomic_int *cancel;   /* looked at between steps: non-zero stops with LMI_CANCELLED */
+    /* [2], with one token and logits NULL, where nothing else is asked for: how the token after it will be drawn, and the one after that. A
+     * backend that has runs_ahead may draw the first itself and run it, unasked: if the next chunk is that very token at that very place, it is
+     * there already; if it is another one, nothing has happened but that the ring holds a token more than was read. NULL: it does not. */
+    const draw_order *next;
+    const atomic_int *cancel; /* looked at between steps: non-zero stops with LMI_CANCELLED */
 } backend_chunk;
 
 /* Functions below the line are NULL where a backend has no use for them. Contexts of one model live in different threads: whoever calls
  * run, fetch_logits or candidates has the lock of the pool; the others may be called for one context while another runs. */
 typedef struct backend {
     const char *name;
+    bool runs_ahead; /* it looks at `next` of a chunk */
     /* LMI_DEVICE or LMI_UNSUPPORTED if this backend cannot run these steps or keep a context of this shape. */
     lmi_status (*plan)(const backend_model *model, const context_shape *shape, backend_bytes *bytes, lmi_error *error);
     /* All memory of the host comes from `memory`; nothing is taken later. `model` and `shape->layers` must live as long as the context. */

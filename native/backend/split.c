@@ -33,9 +33,10 @@ static uint64_t hidden_bytes(const backend_model *model, const context_shape *sh
     return (uint64_t)shape->chunk * (uint64_t)model->spec->n_embd * sizeof(float);
 }
 
-/* What a half keeps: rows after the last norm, and steers of them, are the second's. */
+/* What a half keeps: rows after the last norm, and steers of them, are the second's. Neither has both ends of the model. */
 static context_shape shape_of(const context_shape *whole, int half) {
     context_shape shape = *whole;
+    shape.ahead = false;
     if (half == 0) {
         shape.last_hidden = false;
         shape.steer_rank = 0;

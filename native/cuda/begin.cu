@@ -45,7 +45,8 @@ template <int TYPE> static __device__ __forceinline__ void embed(const cuda_begi
         return;
     }
     float v[UNIT];
-    decode_unit<TYPE>(load_unit<TYPE>(args.table, args.tokens[token], unit), v);
+    const int64_t given = args.tokens[token];
+    decode_unit<TYPE>(load_unit<TYPE>(args.table, given >= 0 ? given : args.control->drawn, unit), v);
     float *x = args.x + token * cols;
     /* Four columns of a unit that begin at a multiple of four lie side by side. */
 #pragma unroll

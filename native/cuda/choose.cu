@@ -1,4 +1,4 @@
-/* The largest of many logits, in order, and the sum of their exponentials: backend/candidates.h.
+/* The largest of many logits, in order, the sum of their exponentials, and a token drawn from them: backend/candidates.h.
  *
  * Slices of the vocabulary first, a block each: sorted in runs of 256, which are merged two by two, the smaller half of a
  * merge being dropped; and each slice's sum, relative to its own largest. Then blocks that merge MERGED such lists, until one
@@ -87,13 +87,56 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS) choose_in_slice(const f
     }
 }
 
+/* Each thread below RUN brings a weight; mass[i] becomes the sum of the first i + 1. */
+static __device__ __forceinline__ void sum_up(double *mass, double weight) {
+    const int i = (int)threadIdx.x;
+    __syncthreads(); /* the last sums have been read */
+    if (i < RUN) {
+        mass[i] = weight;
+    }
+    __syncthreads();
+    for (int distance = 1; distance < RUN; distance *= 2) {
+        const double before = i >= distance && i < RUN ? mass[i - distance] : 0.0;
+        __syncthreads();
+        if (i < RUN) {
+            mass[i] += before;
+        }
+        __syncthreads();
+    }
+}
+
+/* What engine/sampler.c makes of candidates (its cut, find_end, draw_among_all and draw_one): which of them is drawn. Every link keeps a
+ * front of the order, so each candidate tells for itself whether it is kept. */
+static __device__ __forceinline__ int draw_place(const uint64_t *keys, bool all, double sum, const draw_order &order,
+                                                 double *mass) {
+    const int i = (int)threadIdx.x;
+    const double apart = i < RUN && keys[i] != 0 ? (double)number_of_key(keys[i]) - (double)number_of_key(keys[0]) : -INFINITY;
+    bool kept = i < RUN && apart > -INFINITY && (order.top_k == 0 || i < order.top_k);
+    if (order.top_p < 1.0f || order.min_p > 0.0f) {
+        const double weight = kept ? exp(apart) : 0.0;
+        sum_up(mass, weight);
+        const double before = i > 0 && i < RUN ? mass[i - 1] : 0.0, whole = all || order.top_k > 0 ? mass[RUN - 1] : sum;
+        kept = kept && (order.top_p >= 1.0f || before < (double)order.top_p * whole) && weight >= (double)order.min_p;
+    }
+    sum_up(mass, kept ? exp(apart / (double)order.temperature) : 0.0);
+    const bool uncut = !all && order.top_k == 0 && order.top_p >= 1.0f && order.min_p <= 0.0f;
+    const double whole = uncut && order.temperature == 1.0f ? sum : mass[RUN - 1];
+    const int place = block_sum<CHOOSE_THREADS>(i < RUN && mass[i] <= order.uniform * whole ? 1 : 0);
+    return place < RUN && keys[place] != 0 ? place : 0;
+}
+
 /* Block b merges lists MERGED b and on; into `out`, or, the last that there is, into what the host reads. */
 static __global__ void __launch_bounds__(CHOOSE_THREADS)
-    merge_choices(const choice *in, int64_t n, choice *out, logit_candidates *result, int64_t n_vocab) {
+    merge_choices(const choice *in, int64_t n, choice *out, logit_candidates *result, cuda_draw draw, int64_t n_vocab) {
     SHARED uint64_t keys[MERGED * RUN];
     SHARED float largest[MERGED];
+    SHARED double mass[RUN], all_sum;
+    SHARED draw_order order;
     let_next_start();
     wait_for_previous();
+    if (draw.order != NULL && threadIdx.x == 0) {
+        order = *draw.order;
+    }
     in += (int64_t)blockIdx.x * MERGED;
     const int64_t left = n - (int64_t)blockIdx.x * MERGED;
     const int n_lists = left < MERGED ? (int)left : MERGED;
@@ -136,6 +179,17 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         result->n = n_vocab < RUN ? (int32_t)n_vocab : RUN;
         result->has_nan = has_nan > 0;
         result->sum = sum;
+        all_sum = sum;
+    }
+    if (draw.order != NULL) {
+        __syncthreads();
+        const bool all = n_vocab <= RUN || !(number_of_key(keys[RUN - 1]) > -INFINITY);
+        const int place = order.top_k == 1 ? 0 : draw_place(keys, all, all_sum, order, mass);
+        if (threadIdx.x == 0) {
+            const int32_t token = (int32_t)(0xffffffffu - (uint32_t)keys[place]);
+            draw.control->drawn = token;
+            *draw.told = token;
+        }
     }
 }
 
@@ -152,15 +206,16 @@ uint64_t cuda_candidates_bytes(int64_t n_vocab) {
     return (uint64_t)all * sizeof(choice);
 }
 
-void cuda_launch_candidates(const float *logits, int64_t n_vocab, logit_candidates *out, void *work, device_stream *stream) {
+void cuda_launch_candidates(const float *logits, int64_t n_vocab, logit_candidates *out, cuda_draw draw, void *work,
+                            device_stream *stream) {
     choice *lists = (choice *)work;
     int64_t n = n_slices(n_vocab);
     LAUNCH(stream, choose_in_slice, dim3((unsigned)n), dim3(CHOOSE_THREADS), 0, logits, n_vocab, lists);
     while (n > MERGED) {
         LAUNCH(stream, merge_choices, dim3((unsigned)n_merged(n)), dim3(CHOOSE_THREADS), 0, lists, n, lists + n,
-               (logit_candidates *)NULL, n_vocab);
+               (logit_candidates *)NULL, cuda_draw{NULL, NULL, NULL}, n_vocab);
         lists += n;
         n = n_merged(n);
     }
-    LAUNCH(stream, merge_choices, dim3(1), dim3(CHOOSE_THREADS), 0, lists, n, (choice *)NULL, out, n_vocab);
+    LAUNCH(stream, merge_choices, dim3(1), dim3(CHOOSE_THREADS), 0, lists, n, (choice *)NULL, out, draw, n_vocab);
 }

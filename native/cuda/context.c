@@ -110,7 +110,10 @@ static void take_pinned(taker *t, backend_context *c) {
 
 static void describe(backend_context *c, const backend_model *model, const context_shape *shape) {
     *c = (backend_context){.model = model, .weights = model->weights, .shape = *shape};
-    c->logits_rows = smaller(shape->n_logits, CUDA_LOGITS_ROWS);
+    /* The token that is drawn goes from the last step to the first: both are here. Slots of what is kept are told before a token runs. */
+    c->runs_ahead = shape->ahead && shape->middle.kind == LMI_RECALL_NONE && model->steps[0].kind == STEP_EMBED &&
+                    cuda_gives_logits(&model->steps[model->n_steps - 1]);
+    c->logits_rows = larger(smaller(shape->n_logits, CUDA_LOGITS_ROWS), c->runs_ahead ? CUDA_SLOTS : 1);
     for (int64_t i = model->layer0; i < model->layer1; i++) {
         const layer_context *layer = &shape->layers[i];
         int n = 0;
@@ -230,8 +233,14 @@ lmi_status cuda_open(const backend_model *model, const context_shape *shape, are
 }
 
 void cuda_close(backend_context *c) {
-    device_graph_free(c->one);
-    device_graph_free(c->steered);
+    if (c->ahead) {
+        device_check(c->stream, NULL);
+    }
+    for (int slot = 0; slot < CUDA_SLOTS; slot++) {
+        device_graph_free(c->one[slot]);
+        device_graph_free(c->steered[slot]);
+        device_mark_close(c->mark[slot]);
+    }
     device_free(c->stream, c->memory);
     device_free(c->stream, c->banks);
     device_free_pinned(c->stream, c->pinned);
@@ -270,5 +279,12 @@ lmi_status cuda_context_get(backend_context *c, uint64_t offset, size_t n, void 
 }
 
 lmi_status cuda_context_put(backend_context *c, uint64_t offset, size_t n, const void *bytes, lmi_error *error) {
+    if (c->ahead) { /* what it runs from is gone */
+        c->ahead = false;
+        const lmi_status status = device_check(c->stream, error);
+        if (status != LMI_OK) {
+            return status;
+        }
+    }
     return move(c, offset, n, bytes, NULL, error);
 }

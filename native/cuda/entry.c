@@ -24,6 +24,7 @@ static lmi_status probe(int32_t index, lmi_device_info *info, lmi_error *error) 
 
 static const backend backend_cuda = {
     .name = "cuda",
+    .runs_ahead = true,
     .plan = cuda_plan,
     .open = cuda_open,
     .run = cuda_run,

@@ -30,10 +30,20 @@ double cuda_read_speed(const backend_model *model);
 /* Rows of logits that are computed at a time; more are downloaded in turn. */
 enum { CUDA_LOGITS_ROWS = 64 };
 
+/* What the host and a graph of one token tell each other. While one of two graphs runs, the host may use what is the other's. */
+typedef struct cuda_one {
+    int32_t token;    /* to be read; -1: the one that was drawn */
+    draw_order order; /* how the graph draws from its candidates */
+    int32_t drawn;    /* which was drawn */
+    logit_candidates candidates;
+} cuda_one;
+
+enum { CUDA_SLOTS = 2 };
+
 /* Pinned host memory of a session: what the host writes for the device and the device for the host. */
 typedef struct cuda_mailbox {
     cuda_control control;
-    logit_candidates candidates;
+    cuda_one one[CUDA_SLOTS];
 } cuda_mailbox;
 
 /* What is kept of the middle; kind LMI_RECALL_NONE: nothing. */
@@ -73,13 +83,19 @@ struct backend_context {
     cuda_kept kept;
 
     cuda_mailbox *mailbox;  /* pinned */
-    int32_t *staged_tokens; /* [chunk] pinned; a pass over one token reads it here */
+    int32_t *staged_tokens; /* [chunk] pinned */
     float *staged;          /* pinned: [staged_values] hidden states, logits, saved states on their way */
     uint64_t staged_values;
     int64_t chosen_row;     /* of the logits, whose candidates are in the mailbox; -1: none */
     cuda_control on_device; /* what the control block holds after what is queued */
-    device_graph *one;      /* one token with its logits, captured when the session was opened */
-    device_graph *steered;  /* the same with steered logits; NULL: the session has room for none */
+    /* One token with its logits, captured when the session was opened, for each slot: its logits are row `slot` of the buffer. */
+    device_graph *one[CUDA_SLOTS];     /* the second is NULL where runs_ahead is not set */
+    device_graph *steered[CUDA_SLOTS]; /* the same with steered logits; NULL: the session has room for none */
+    device_mark *mark[CUDA_SLOTS];     /* the slot's graph is done */
+    bool runs_ahead;                   /* the session can */
+    int slot;                          /* of the last run's logits; 0 if that was no graph */
+    bool ahead;                        /* the other slot's graph is queued, for the token that this one's drew */
+    int64_t ahead_steer;               /* version of the factors it was queued with; 0: none */
 
     float *steer_down, *steer_up; /* [room][n_embd], [n_embd][room]: see cuda_steer_room */
     int64_t steer_version;        /* of the factors that are there; 0: none */
@@ -91,6 +107,7 @@ struct backend_context {
 typedef struct cuda_pass {
     int32_t n_tokens;
     int64_t first; /* index of the first token; a captured pass is of one token, wherever it is */
+    int slot;      /* of a captured pass, else 0 */
 } cuda_pass;
 
 /* What is kept of the middle, in kept.c: whether it can be; its sizes; memory by `take` (NULL: counted) and in one piece that cuda_kept_bytes
@@ -126,6 +143,8 @@ lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *ou
 lmi_status cuda_capture(backend_context *c, lmi_error *error);
 lmi_status cuda_download_rows(backend_context *c, float *to, const float *from, int64_t n_rows, int64_t width,
                               lmi_error *error);
+
+static inline bool cuda_gives_logits(const step *s) { return s->kind == STEP_LINEAR && s->out[0] == BUFFER_LOGITS; }
 
 int64_t cuda_steer_room(const context_shape *shape);  /* directions of steers that there is room for */
 int64_t cuda_normed_rows(const context_shape *shape); /* rows after the last norm at a time */

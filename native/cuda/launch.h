@@ -30,6 +30,7 @@ enum { CUDA_ROWWISE_TOKENS = 8, CUDA_MAX_OUTPUTS = 3, CUDA_SEGMENT = 256, CUDA_M
 typedef struct cuda_control {
     int64_t first; /* index in the text of the chunk's first token */
     int64_t start; /* position = start + first + i */
+    int64_t drawn; /* token that cuda_launch_candidates drew last */
 } cuda_control;
 
 typedef struct cuda_weight {
@@ -65,7 +66,7 @@ typedef struct cuda_turns {
 /* x[t] = scale * row tokens[t] of the table, where x is not NULL; and the rows of turns. */
 typedef struct cuda_begin {
     const cuda_control *control;
-    const int32_t *tokens; /* [n_tokens]; may be pinned host memory */
+    const int32_t *tokens; /* [n_tokens]; may be pinned host memory. -1: the control block's drawn one */
     int32_t n_tokens;
     cuda_weight table;
     float scale;
@@ -204,9 +205,17 @@ void cuda_launch_boxes(const cuda_recall *recall, lmi_kv_type type, int32_t head
 
 /* ---- choosing tokens ---------------------------------------------------------------------------------------------- */
 
+/* Where a token that is drawn from the candidates goes. All but `control` may be pinned host memory. */
+typedef struct cuda_draw {
+    const draw_order *order; /* read when the kernel runs; NULL: none is drawn */
+    cuda_control *control;   /* drawn */
+    int32_t *told;
+} cuda_draw;
+
 /* `out` may be pinned host memory. The same numbers give the same bits, always. 1 <= n_vocab <= 2^22; `work`: cuda_candidates_bytes(n_vocab).
  * choose.cu */
-void cuda_launch_candidates(const float *logits, int64_t n_vocab, logit_candidates *out, void *work, device_stream *stream);
+void cuda_launch_candidates(const float *logits, int64_t n_vocab, logit_candidates *out, cuda_draw draw, void *work,
+                            device_stream *stream);
 uint64_t cuda_candidates_bytes(int64_t n_vocab);
 
 /* ---- measuring ---------------------------------------------------------------------------------------------------- */

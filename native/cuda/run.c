@@ -1,5 +1,9 @@
 /* The steps of a model as launches. One token with its logits is a graph that was captured once; other chunks are launched step by
- * step. What a chunk's place in the text changes is read by the kernels from the control block. */
+ * step. What a chunk's place in the text changes is read by the kernels from the control block.
+ *
+ * Running ahead: a graph draws from its candidates what the host most likely will, and a second one, like it but for where its logits and its
+ * words with the host are, is queued right behind it for the token that was drawn. So the device is busy while the host draws, decodes and
+ * comes back. If it comes back with another token, or to another place, the control block is set anew, and that token was in vain. */
 #include <string.h>
 
 #include "cuda/internal.h"
@@ -8,7 +12,7 @@
 
 static void begin(backend_context *c, const cuda_pass *pass) {
     /* One token is read where the host wrote it: a copy, queued before the graph, takes longer than that. */
-    const int32_t *tokens = pass->n_tokens == 1 ? c->staged_tokens : c->tokens;
+    const int32_t *tokens = pass->n_tokens == 1 ? &c->mailbox->one[pass->slot].token : c->tokens;
     cuda_begin args = {.control = c->control, .tokens = tokens, .n_tokens = pass->n_tokens, .n_turns = c->n_turns};
     memcpy(args.turns, c->turns, sizeof args.turns);
     if (c->model->steps[0].kind == STEP_EMBED) {
@@ -19,7 +23,9 @@ static void begin(backend_context *c, const cuda_pass *pass) {
     cuda_launch_begin(&args, c->stream);
 }
 
-static void linear(backend_context *c, const step *s, const cuda_step *on_device, const float *x, int64_t n_rows) {
+/* Outputs begin at row to_row of their buffers. */
+static void linear(backend_context *c, const step *s, const cuda_step *on_device, const float *x, int64_t n_rows,
+                   int64_t to_row) {
     const model_spec *spec = c->model->spec;
     const bool experts = s->kind == STEP_EXPERTS_GATED || s->kind == STEP_EXPERTS_ADD;
     const bool gated = s->kind == STEP_GATED || s->kind == STEP_EXPERTS_GATED;
@@ -40,7 +46,7 @@ static void linear(backend_context *c, const step *s, const cuda_step *on_device
         args.w[args.n_weights++] = on_device->w[i];
     }
     for (int i = 0; i < s->n_outputs; i++) {
-        args.y[i] = c->buffers[s->out[i]];
+        args.y[i] = c->buffers[s->out[i]] + to_row * step_buffer_width(spec, s->out[i]);
     }
     if (experts) {
         args.expert = c->expert;
@@ -132,14 +138,12 @@ static void launch_step(backend_context *c, int64_t i, const cuda_pass *pass) {
     case STEP_GATED:
     case STEP_EXPERTS_GATED:
     case STEP_EXPERTS_ADD:
-        linear(c, s, on_device, c->buffers[s->in], pass->n_tokens);
+        linear(c, s, on_device, c->buffers[s->in], pass->n_tokens, 0);
         break;
     }
 }
 
-static bool gives_logits(const step *s) { return s->kind == STEP_LINEAR && s->out[0] == BUFFER_LOGITS; }
-
-static void logits(backend_context *c, int64_t row0, int64_t n_rows, bool steered) {
+static void logits(backend_context *c, int64_t row0, int64_t n_rows, int64_t to_row, bool steered) {
     const int64_t i = c->model->n_steps - 1;
     const step *s = &c->model->steps[i];
     cuda_step on_device = c->weights->steps[i];
@@ -149,17 +153,23 @@ static void logits(backend_context *c, int64_t row0, int64_t n_rows, bool steere
         on_device.norm = (cuda_norm){.kind = CUDA_NORM_NONE};
         x = c->normed;
     }
-    linear(c, s, &on_device, x, n_rows);
+    linear(c, s, &on_device, x, n_rows, to_row);
 }
 
-/* Everything that one token takes, up to its logits and candidates. */
-static void launch_one(backend_context *c, bool steered) {
-    const cuda_pass pass = {.n_tokens = 1};
+static const float *logits_row(const backend_context *c, int64_t row) {
+    return c->buffers[BUFFER_LOGITS] + row * c->model->spec->n_vocab;
+}
+
+/* Everything that one token takes, up to its logits, its candidates and one drawn from them. */
+static void launch_one(backend_context *c, int slot, bool steered) {
+    const cuda_pass pass = {.n_tokens = 1, .slot = slot};
+    cuda_one *one = &c->mailbox->one[slot];
     begin(c, &pass);
     for (int64_t i = 0; i < c->model->n_steps; i++) {
-        if (gives_logits(&c->model->steps[i])) {
-            logits(c, 0, 1, steered);
-            cuda_launch_candidates(c->buffers[BUFFER_LOGITS], c->model->spec->n_vocab, &c->mailbox->candidates, c->choose_work,
+        if (cuda_gives_logits(&c->model->steps[i])) {
+            logits(c, 0, 1, slot, steered);
+            const cuda_draw draw = {c->runs_ahead ? &one->order : NULL, c->control, &one->drawn};
+            cuda_launch_candidates(logits_row(c, slot), c->model->spec->n_vocab, &one->candidates, draw, c->choose_work,
                                    c->stream);
         } else {
             launch_step(c, i, &pass);
@@ -168,24 +178,33 @@ static void launch_one(backend_context *c, bool steered) {
     cuda_launch_advance(c->control, 1, c->stream);
 }
 
-static lmi_status capture(backend_context *c, bool steered, device_graph **graph, lmi_error *error) {
+static lmi_status capture(backend_context *c, bool steered, device_graph *graphs[CUDA_SLOTS], lmi_error *error) {
     /* Once in earnest: the driver loads kernels when they are first launched, which a recording must not wait for, and a device that cannot
      * run them is found here. What token 0 left behind is cleared. */
-    launch_one(c, steered);
+    launch_one(c, 0, steered);
     lmi_status status = device_check(c->stream, error);
     if (status != LMI_OK) {
         return status;
     }
     device_clear(c->stream, c->banks, c->bank_bytes);
     device_clear(c->stream, c->control, sizeof *c->control);
-    device_graph_begin(c->stream);
-    launch_one(c, steered);
-    return device_graph_end(c->stream, graph, error);
+    for (int slot = 0; slot < (c->runs_ahead ? CUDA_SLOTS : 1) && status == LMI_OK; slot++) {
+        device_graph_begin(c->stream);
+        launch_one(c, slot, steered);
+        status = device_graph_end(c->stream, &graphs[slot], error);
+    }
+    return status;
 }
 
 lmi_status cuda_capture(backend_context *c, lmi_error *error) {
-    const lmi_status status = capture(c, false, &c->one, error);
-    return status == LMI_OK && c->shape.steer_rank > 0 ? capture(c, true, &c->steered, error) : status;
+    lmi_status status = LMI_OK;
+    for (int slot = 0; c->runs_ahead && slot < CUDA_SLOTS && status == LMI_OK; slot++) {
+        status = device_mark_open(c->stream, &c->mark[slot], error);
+    }
+    if (status == LMI_OK) {
+        status = capture(c, false, c->one, error);
+    }
+    return status == LMI_OK && c->shape.steer_rank > 0 ? capture(c, true, c->steered, error) : status;
 }
 
 /* ---- chunks -------------------------------------------------------------------------------------------------------- */
@@ -193,7 +212,7 @@ lmi_status cuda_capture(backend_context *c, lmi_error *error) {
 /* Tokens, their place and, from a split model's other half, their hidden state. Nothing of the last chunk is still queued. */
 static void stage(backend_context *c, const backend_chunk *chunk) {
     if (c->on_device.first != chunk->first || c->on_device.start != chunk->start) {
-        c->mailbox->control = (cuda_control){chunk->first, chunk->start};
+        c->mailbox->control = (cuda_control){.first = chunk->first, .start = chunk->start};
         device_upload(c->stream, c->control, &c->mailbox->control, sizeof *c->control);
     }
     if (chunk->hidden_in != NULL) {
@@ -201,8 +220,10 @@ static void stage(backend_context *c, const backend_chunk *chunk) {
         memcpy(c->staged, chunk->hidden_in, bytes);
         device_upload(c->stream, c->buffers[BUFFER_X], c->staged, bytes);
     }
-    memcpy(c->staged_tokens, chunk->tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
-    if (chunk->n_tokens > 1) {
+    if (chunk->n_tokens == 1) {
+        c->mailbox->one[0].token = chunk->tokens[0]; /* a graph has its own */
+    } else {
+        memcpy(c->staged_tokens, chunk->tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
         device_upload(c->stream, c->tokens, c->staged_tokens, (size_t)chunk->n_tokens * sizeof *c->tokens);
     }
 }
@@ -229,14 +250,14 @@ static lmi_status run_logits(backend_context *c, const backend_chunk *chunk, lmi
     const bool steered = chunk->steer != NULL;
     if (chunk->logits == NULL) {
         if (chunk->n_logits > 0) {
-            logits(c, chunk->n_tokens - chunk->n_logits, chunk->n_logits, steered);
+            logits(c, chunk->n_tokens - chunk->n_logits, chunk->n_logits, 0, steered);
         }
         return LMI_OK;
     }
     lmi_status status = LMI_OK;
     for (int64_t done = 0; done < chunk->n_logits && status == LMI_OK;) {
         const int64_t left = chunk->n_logits - done, n = left < c->logits_rows ? left : c->logits_rows;
-        logits(c, chunk->n_tokens - left, n, steered);
+        logits(c, chunk->n_tokens - left, n, 0, steered);
         status = cuda_download_rows(c, chunk->logits + done * n_vocab, c->buffers[BUFFER_LOGITS], n, n_vocab, error);
         done += n;
     }
@@ -250,7 +271,7 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
         if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
             return fail(error, LMI_CANCELLED, "cancelled");
         }
-        if (!gives_logits(&c->model->steps[i])) {
+        if (!cuda_gives_logits(&c->model->steps[i])) {
             launch_step(c, i, &pass);
             continue;
         }
@@ -263,22 +284,89 @@ static lmi_status run_steps(backend_context *c, const backend_chunk *chunk, lmi_
     return LMI_OK;
 }
 
+static int64_t steer_version(const backend_chunk *chunk) { return chunk->steer != NULL ? chunk->steer->version : 0; }
+
+/* Queues the graph of a slot: for this token, or for the one that was drawn (-1). */
+static void queue_one(backend_context *c, int slot, int32_t token, const draw_order *order, bool steered) {
+    cuda_one *one = &c->mailbox->one[slot];
+    one->token = token;
+    if (order != NULL) {
+        one->order = *order;
+    }
+    device_graph_launch(c->stream, steered ? c->steered[slot] : c->one[slot]);
+    if (c->runs_ahead) {
+        device_mark_set(c->stream, c->mark[slot]);
+    }
+}
+
+/* The chunk is what the other slot's graph was queued for. */
+static bool came_true(const backend_context *c, const backend_chunk *chunk) {
+    return c->ahead && chunk->tokens[0] == c->mailbox->one[c->slot].drawn && chunk->first == c->on_device.first - 1 &&
+           chunk->start == c->on_device.start && steer_version(chunk) == c->ahead_steer;
+}
+
+/* The queue is empty when a chunk begins that is not there already. */
+static lmi_status prepare(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
+    lmi_status status = LMI_OK;
+    if (c->ahead) {
+        c->ahead = false;
+        status = device_check(c->stream, error);
+    }
+    if (status == LMI_OK && chunk->steer != NULL) {
+        status = cuda_put_steer(c, chunk->steer, error); /* before anything is staged */
+    }
+    if (status == LMI_OK) {
+        status = cuda_kept_begin(c, chunk, error);
+    }
+    if (status == LMI_OK) {
+        stage(c, chunk);
+    }
+    return status;
+}
+
+/* By a graph, and by another one ahead where that is wanted. */
+static lmi_status run_one(backend_context *c, const backend_chunk *chunk, bool is_there, lmi_error *error) {
+    const int slot = c->runs_ahead ? 1 - c->slot : 0;
+    const bool steered = chunk->steer != NULL;
+    const draw_order *next = c->runs_ahead ? chunk->next : NULL;
+    if (!is_there) {
+        queue_one(c, slot, chunk->tokens[0], next, steered);
+    }
+    c->ahead = next != NULL;
+    c->ahead_steer = steer_version(chunk);
+    lmi_status status = LMI_OK;
+    if (c->ahead) {
+        queue_one(c, 1 - slot, -1, next + 1, steered);
+        device_mark_wait(c->mark[slot]);
+        status = device_peek(c->stream, error);
+    }
+    if (status == LMI_OK) {
+        c->slot = slot;
+        c->chosen_row = 0;
+    }
+    return status;
+}
+
 lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *error) {
-    const bool whole = gives_logits(&c->model->steps[c->model->n_steps - 1]);
-    lmi_status status = chunk->steer != NULL ? cuda_put_steer(c, chunk->steer, error) : LMI_OK; /* before anything is staged */
-    status = status == LMI_OK ? cuda_kept_begin(c, chunk, error) : status;
+    if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
+        return fail(error, LMI_CANCELLED, "cancelled");
+    }
+    const bool whole = cuda_gives_logits(&c->model->steps[c->model->n_steps - 1]);
+    const bool one = chunk->n_tokens == 1 && (chunk->n_logits == 1 || !whole) && chunk->logits == NULL;
+    const bool is_there = one && came_true(c, chunk);
+    lmi_status status = is_there ? LMI_OK : prepare(c, chunk, error);
     if (status != LMI_OK) {
+        c->on_device.first = -1;
         return status;
     }
-    stage(c, chunk);
-    c->chosen_row = -1;
-    if (atomic_load_explicit(chunk->cancel, memory_order_relaxed) != 0) {
-        status = fail(error, LMI_CANCELLED, "cancelled");
-    } else if (chunk->n_tokens == 1 && (chunk->n_logits == 1 || !whole) && chunk->logits == NULL) {
-        device_graph_launch(c->stream, chunk->steer != NULL ? c->steered : c->one);
-        c->chosen_row = 0;
+    if (one) {
+        status = run_one(c, chunk, is_there, error);
     } else {
         status = run_steps(c, chunk, error);
+        if (status == LMI_OK) {
+            c->slot = 0;
+            c->chosen_row = -1;
+        }
     }
     if (status == LMI_OK && chunk->hidden_out != NULL) {
         status = cuda_download_rows(c, chunk->hidden_out, c->buffers[BUFFER_X], chunk->n_tokens, c->model->spec->n_embd, error);
@@ -286,29 +374,32 @@ lmi_status cuda_run(backend_context *c, const backend_chunk *chunk, lmi_error *e
     if (status == LMI_OK) {
         status = cuda_fetch_hidden(c, chunk, error);
     }
-    const lmi_status last = device_check(c->stream, status == LMI_OK ? error : NULL);
-    status = status == LMI_OK ? last : status;
+    if (!c->ahead || status != LMI_OK) {
+        const lmi_status last = device_check(c->stream, status == LMI_OK ? error : NULL);
+        status = status == LMI_OK ? last : status;
+    }
+    c->ahead = c->ahead && status == LMI_OK;
     /* After a failure nobody knows how far the control block came. */
-    c->on_device = (cuda_control){status == LMI_OK ? chunk->first + chunk->n_tokens : -1, chunk->start};
+    c->on_device =
+        (cuda_control){.first = status == LMI_OK ? chunk->first + chunk->n_tokens + c->ahead : -1, .start = chunk->start};
     return status;
 }
 
 lmi_status cuda_fetch_logits(backend_context *c, int64_t row, float *values, lmi_error *error) {
-    const int64_t n_vocab = c->model->spec->n_vocab;
-    return cuda_download_rows(c, values, c->buffers[BUFFER_LOGITS] + row * n_vocab, 1, n_vocab, error);
+    return cuda_download_rows(c, values, logits_row(c, c->slot + row), 1, c->model->spec->n_vocab, error);
 }
 
 lmi_status cuda_candidates(backend_context *c, int64_t row, logit_candidates *out, lmi_error *error) {
     lmi_status status = LMI_OK;
+    logit_candidates *here = &c->mailbox->one[c->slot].candidates;
     if (row != c->chosen_row) { /* not the one that the graph left */
-        const int64_t n_vocab = c->model->spec->n_vocab;
-        cuda_launch_candidates(c->buffers[BUFFER_LOGITS] + row * n_vocab, n_vocab, &c->mailbox->candidates, c->choose_work,
+        cuda_launch_candidates(logits_row(c, c->slot + row), c->model->spec->n_vocab, here, (cuda_draw){0}, c->choose_work,
                                c->stream);
         status = device_check(c->stream, error);
         c->chosen_row = status == LMI_OK ? row : -1;
     }
     if (status == LMI_OK) {
-        *out = c->mailbox->candidates;
+        *out = *here;
     }
     return status;
 }

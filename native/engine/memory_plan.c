@@ -157,6 +157,9 @@ lmi_status session_plan_make(const lmi_model *model, const lmi_session_options *
         .recall_folder = o->recall.folder,
         .last_hidden = o->all_hidden != 0,
         .steer_rank = o->steer_rank,
+        /* A token that is run unasked takes a slot of the ring: rollback must be there beside it. */
+        .ahead = o->draft == 0 && o->all_logits == 0 && o->all_hidden == 0 && o->recall.kind == LMI_RECALL_NONE &&
+                 o->chunk > o->rollback,
     };
     status = recall_shape(spec, o, &plan->shape.middle, error);
     if (status != LMI_OK) {

@@ -479,6 +479,22 @@ bool sampler_draw_candidates(sampler *s, const logit_candidates *top, const int3
     return drawn;
 }
 
+bool sampler_foresee(const sampler *s, draw_order next[2]) {
+    const saved *o = &s->saved;
+    const bool greedy = o->temperature == 0.0f || o->top_k == 1;
+    const bool cuts = o->top_k > 0 || o->top_p < 1.0f || o->min_p > 0.0f;
+    if (penalty_reach(o, INT64_MAX, INT64_MAX) > 0 ||
+        (!greedy && (o->typical_p < 1.0f || o->top_k > LOGIT_CANDIDATES || (!cuts && o->temperature > 1.0f)))) {
+        return false;
+    }
+    saved later = *o;
+    for (int i = 0; i < 2; i++) {
+        next[i] = greedy ? (draw_order){.temperature = 1.0f, .top_p = 1.0f, .top_k = 1}
+                         : (draw_order){next_uniform(&later), o->temperature, o->top_p, o->min_p, o->top_k};
+    }
+    return true;
+}
+
 /* ---- opening, options, state ------------------------------------------------------------------------------------- */
 
 static size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }

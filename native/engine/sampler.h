@@ -35,6 +35,10 @@ lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history,
 bool sampler_draw_candidates(sampler *s, const logit_candidates *top, const int32_t *history, int64_t position, int64_t n_known,
                              int32_t *token, float *logprob);
 
+/* How the next two tokens will be drawn if a backend's candidates are to tell. False with options by which they often do not: penalties,
+ * which need the text, typical_p, heat without a cut, and a top_k beyond them. Nothing changes. */
+bool sampler_foresee(const sampler *s, draw_order next[2]);
+
 /* The part that a saved state keeps: options and generator. */
 size_t sampler_state_bytes(void);
 void *sampler_state(sampler *s);

@@ -26,7 +26,7 @@ lmi_status session_enter(lmi_session *session, lmi_error *error) {
 }
 
 int64_t session_n_known(const lmi_session *session) {
-    const int64_t oldest = session->furthest > SAMPLER_HISTORY ? session->furthest - SAMPLER_HISTORY : 0;
+    const int64_t oldest = session->recorded > SAMPLER_HISTORY ? session->recorded - SAMPLER_HISTORY : 0;
     return session->n_read > oldest ? session->n_read - oldest : 0;
 }
 
@@ -66,6 +66,7 @@ static lmi_status open_parts(lmi_session *s, const lmi_session_options *options,
         return fail(error, LMI_OUT_OF_MEMORY, "no memory for the logits of %lld tokens", (long long)s->plan.logits_rows);
     }
     s->draws = sampler_at(draws, model->spec.n_vocab);
+    s->drawn = -1;
     if (s->plan.options.draft > 0) {
         void *guesses = arena_take(&s->memory, draft_bytes());
         if (guesses == NULL) {
@@ -148,12 +149,21 @@ static void take_tokens(lmi_session *s, const int32_t *tokens, int64_t n) {
         s->history[(s->n_read + i) % SAMPLER_HISTORY] = tokens[i];
     }
     s->n_read += n;
+    s->recorded = s->n_read > s->recorded ? s->n_read : s->recorded;
 }
 
 /* A device keeps its rows until somebody asks for them, except where all are asked for. */
 static bool holds_logits(const lmi_session *s) { return s->device->fetch_logits != NULL && s->plan.options.all_logits == 0; }
 
+/* What is read is what was drawn: most likely the next one will be, too, and a device may go on with it. */
+static bool foresee(const lmi_session *s, const int32_t *tokens, int64_t n, draw_order next[2]) {
+    return s->device->runs_ahead && s->plan.shape.ahead && n == 1 && tokens[0] == s->drawn && s->n_read == s->drawn_at &&
+           s->n_read < MAX_POSITION - s->start - 2 && sampler_foresee(s->draws, next);
+}
+
 static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, int64_t n_logits, lmi_error *error) {
+    draw_order next[2];
+    const bool ahead = foresee(s, tokens, n, next);
     const backend_chunk chunk = {
         .tokens = tokens,
         .n_tokens = n,
@@ -164,10 +174,12 @@ static lmi_status run_tokens(lmi_session *s, const int32_t *tokens, int64_t n, i
         .last_hidden = s->hidden,
         .n_last_hidden = s->hidden != NULL ? n : 0,
         .steer = s->steer.rank > 0 ? &s->steer : NULL,
+        .next = ahead ? next : NULL,
         .cancel = &s->cancel,
     };
     /* From here on ring slots are overwritten, whether or not the chunk is finished. */
-    s->furthest = s->n_read + n > s->furthest ? s->n_read + n : s->furthest;
+    const int64_t end = s->n_read + n + ahead;
+    s->furthest = end > s->furthest ? end : s->furthest;
     lmi_status status = s->device->run(s->context, &chunk, error);
     if (status == LMI_OK) { /* if not, the logits of before still stand */
         s->held = holds_logits(s) ? (1u << n_logits) - 1 : 0;
@@ -449,7 +461,9 @@ lmi_status lmi_session_rewind(lmi_session *session, int64_t position, lmi_error 
         session->n_rows = n_back == 0 ? session->n_rows : 0;
         session->n_hidden = n_back == 0 ? session->n_hidden : 0;
         session->n_read = n;
-        session->furthest = n == 0 ? 0 : session->furthest; /* an empty text needs nothing of what the ring holds */
+        if (n == 0) { /* an empty text needs nothing of what the ring and the history hold */
+            session->furthest = session->recorded = 0;
+        }
     }
     session_leave(session);
     return status;
@@ -534,10 +548,15 @@ static lmi_status sample(lmi_session *s, int32_t *token, float *logprob, lmi_err
     lmi_status status = sample_candidates(s, token, logprob, &drawn, error);
     if (status == LMI_OK && !drawn) {
         status = find_logits(s, -1, &logits, error);
+        if (status == LMI_OK) {
+            status = sampler_draw(s->draws, logits, s->history, s->n_read, session_n_known(s), token, logprob, error);
+        }
     }
-    return status != LMI_OK || drawn
-               ? status
-               : sampler_draw(s->draws, logits, s->history, s->n_read, session_n_known(s), token, logprob, error);
+    if (status == LMI_OK) {
+        s->drawn = *token;
+        s->drawn_at = s->n_read;
+    }
+    return status;
 }
 
 lmi_status lmi_session_sample(lmi_session *session, int32_t *token, float *logprob, lmi_error *error) {

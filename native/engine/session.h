@@ -39,12 +39,15 @@ struct lmi_session {
 
     int64_t start;    /* position of the first token; the rest counts tokens from there */
     int64_t n_read;   /* tokens read: the next one has index n_read */
-    int64_t furthest; /* most tokens ever read: later ring slots were overwritten up to here */
+    int64_t furthest; /* most tokens ever run: later ring slots were overwritten up to here */
+    int64_t recorded; /* most tokens ever read: the history holds the last of them */
     int32_t *history; /* [SAMPLER_HISTORY] token of index i at i % SAMPLER_HISTORY */
     float *logits;    /* [logits_rows][n_vocab] */
     int64_t n_rows;   /* rows of logits that there are */
     uint32_t held;    /* bit r: row r is still with the backend alone; see session_fetch_logits */
     sampler *draws;
+    int32_t drawn; /* the last token that was sampled, when so many had been read; -1: none was */
+    int64_t drawn_at;
 
     float *surprisal;  /* [chunk] of the chunk in progress; NULL: nobody asks */
     double *chunk_nll; /* [chunk] */

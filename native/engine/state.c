@@ -98,7 +98,7 @@ static lmi_status check_part(void *context, int part, const void *bytes, size_t 
 static void adopt(lmi_session *s, const snapshot_header *header) {
     s->start = header->start;
     s->n_read = header->position - header->start;
-    s->furthest = header->furthest - header->start;
+    s->furthest = s->recorded = header->furthest - header->start;
     s->n_rows = header->has_logits != 0;
     s->n_hidden = 0;
     s->held = 0;

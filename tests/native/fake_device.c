@@ -1,5 +1,5 @@
-/* A device that is none: the CPU's backend behind a door of its own, with its own copy of weights, contexts and logits, and memory that is
- * counted. For tests of everything around devices: which layers run where, plans, saved states, errors. Its results are the CPU's, bit
+/* A device that is none: the CPU's backend behind a door of its own, with its own copy of weights, contexts and logits, memory that is
+ * counted, and wrong guesses at what comes next. For tests of everything around devices: which layers run where, plans, saved states, errors. Its results are the CPU's, bit
  * for bit. Opened as liblmi_cuda is; the environment says how much memory it has (LMI_FAKE_BYTES) and what it answers when it is looked at
  * (LMI_FAKE_REFUSES), for tests that start programs. */
 #include "fake_device.h"
@@ -216,6 +216,14 @@ static lmi_status fake_run(backend_context *c, const backend_chunk *chunk, lmi_e
     if (status == LMI_OK && chunk->logits == NULL) {
         c->n_logits = chunk->n_logits;
     }
+    if (status == LMI_OK && chunk->next != NULL) { /* as far ahead as it may, and always wrong */
+        const int32_t wrong = (int32_t)((chunk->tokens[0] + 1) % c->model->spec->n_vocab);
+        own.tokens = &wrong;
+        own.first++;
+        own.n_logits = 0;
+        status = backend_cpu.run(c->inner, &own, error);
+        controls.n_ahead++;
+    }
     return status;
 }
 
@@ -292,6 +300,7 @@ LMI_API const backend *lmi_cuda_backend(const char *version);
 const backend *lmi_cuda_backend(const char *version) {
     static const backend table = {
         .name = "fake",
+        .runs_ahead = true,
         .plan = fake_plan,
         .open = fake_open,
         .run = fake_run,

@@ -11,7 +11,7 @@ typedef struct fake_controls {
     lmi_status fail_upload, fail_open, fail_run, fail_fetch, fail_candidates;
     bool old;           /* it was built for another version */
     bool no_candidates; /* they tell that there is a NaN: nobody can draw from them */
-    int64_t n_uploads, n_releases, n_contexts, n_runs, n_fetched, n_candidates;
+    int64_t n_uploads, n_releases, n_contexts, n_runs, n_fetched, n_candidates, n_ahead;
 } fake_controls;
 
 typedef fake_controls *fake_entry(void); /* the function lmi_fake_controls */

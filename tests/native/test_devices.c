@@ -283,6 +283,80 @@ static void test_sampling(void) {
     }
 }
 
+/* A device that always goes on with the wrong token changes nothing of what is drawn, how far a text can be taken back, and what is saved. */
+static void test_running_ahead(void) {
+    write_model(QUANT_Q8_0);
+    reset();
+    lmi_model *cpu = open_model(LMI_DEVICE_CPU, -1), *other = open_model(LMI_DEVICE_CUDA, N_LAYERS);
+    lmi_session_options options = session_options();
+    options.rollback = options.chunk - 1;
+    lmi_session *a = open_session(cpu, &options), *b = open_session(other, &options);
+    const int32_t *tokens = tokens_of(cpu), n_vocab = (int32_t)info_of(cpu).n_vocab;
+    lmi_error error = {0};
+    lmi_sampling sampling;
+    lmi_sampling_default(&sampling);
+    read_tokens(a, tokens, 50);
+    read_tokens(b, tokens, 50);
+    CHECK(fake->n_ahead == 0, "nothing was drawn");
+    for (int i = 0; i < 150; i++) {
+        int32_t x = -1, y = -2;
+        CHECK(lmi_session_sample(a, &x, NULL, &error) == LMI_OK && lmi_session_sample(b, &y, NULL, &error) == LMI_OK && x == y,
+              "%d: %d, not %d", i, y, x);
+        x = i % 11 == 10 ? (x + 3) % n_vocab : x;
+        const int64_t ran = fake->n_ahead;
+        read_tokens(a, &x, 1);
+        read_tokens(b, &x, 1);
+        CHECK(fake->n_ahead - ran == (i % 11 != 10 && i < 100), "%d: only behind what was drawn, and by the candidates", i);
+        if (i % 17 == 16) {
+            const int64_t position = lmi_session_position(b), back = position - options.rollback;
+            CHECK(lmi_session_rewind(a, back, &error) == LMI_OK && lmi_session_rewind(b, back, &error) == LMI_OK, "%s",
+                  error.message);
+            read_tokens(a, tokens + i, 2);
+            read_tokens(b, tokens + i, 2);
+        }
+        CHECK(i % 5 != 0 || same_logits(a, b, n_vocab), "%d", i);
+        if (i == 60 || i == 99) {
+            sampling.temperature = i == 60 ? 0.0f : 1.0f;
+            sampling.repeat_penalty = i == 60 ? 1.0f : 1.2f;
+            CHECK(lmi_session_set_sampling(a, &sampling, &error) == LMI_OK &&
+                  lmi_session_set_sampling(b, &sampling, &error) == LMI_OK);
+        }
+    }
+    size_t size;
+    sampling.repeat_penalty = 1.0f;
+    for (int i = 0; i < 2; i++) {
+        CHECK(lmi_session_set_sampling(i == 0 ? a : b, &sampling, &error) == LMI_OK);
+    }
+    int32_t x = -1, y = -2;
+    CHECK(lmi_session_sample(a, &x, NULL, &error) == LMI_OK && lmi_session_sample(b, &y, NULL, &error) == LMI_OK && x == y);
+    read_tokens(a, &x, 1);
+    read_tokens(b, &x, 1);
+    CHECK(lmi_session_rewind(b, lmi_session_position(b) - options.chunk, &error) == LMI_STATE, "a slot of the ring is taken");
+    unsigned char *state = state_of(b, &size);
+    lmi_session *c = open_session(cpu, &options);
+    CHECK(lmi_session_state_read(c, state, size, &error) == LMI_OK, "%s", error.message);
+    free(state);
+    CHECK(lmi_session_position(c) == lmi_session_position(a) && same_logits(a, c, n_vocab));
+    for (int i = 0; i < 20; i++) {
+        CHECK(lmi_session_sample(a, &x, NULL, &error) == LMI_OK && lmi_session_sample(c, &y, NULL, &error) == LMI_OK && x == y);
+        read_tokens(a, &x, 1);
+        read_tokens(c, &x, 1);
+    }
+    options.rollback = options.chunk; /* no slot to spare */
+    lmi_session_close(c);
+    c = open_session(other, &options);
+    const int64_t ran = fake->n_ahead;
+    read_tokens(c, tokens, 3);
+    CHECK(lmi_session_sample(c, &x, NULL, &error) == LMI_OK);
+    read_tokens(c, &x, 1);
+    CHECK(fake->n_ahead == ran);
+    lmi_session_close(a);
+    lmi_session_close(b);
+    lmi_session_close(c);
+    lmi_model_close(cpu);
+    lmi_model_close(other);
+}
+
 /* ---- plans ------------------------------------------------------------------------------------------------------------ */
 
 static void test_plan_is_exact(void) {
@@ -635,6 +709,7 @@ int main(void) {
     test_same_bits(QUANT_F32, LMI_KV_F16);
     test_rows_and_guesses();
     test_sampling();
+    test_running_ahead();
     test_plan_is_exact();
     test_what_fits();
     test_no_device();

@@ -1,9 +1,10 @@
-/* cuda/device.h on the emulator: memory is host memory, a launch runs at once unless a graph is being recorded. */
+/* cuda/device.h on the emulator: memory is host memory, a launch runs at once, or as late as it may, unless a graph is being recorded. */
 #include "simt/device_simt.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -20,15 +21,17 @@ struct device_stream {
     device_info info;
     std::string failure; /* of the first failed call; empty: none */
     device_graph *recording;
+    std::deque<operation> queued; /* where the device is lazy */
 };
 
 struct device_mark {
-    bool set;
+    device_stream *stream;
+    int64_t n_set, n_reached; /* how often it was queued, and passed */
 };
 
 namespace {
 
-simt_device device = {8, 0, (uint64_t)24 << 30, (uint64_t)24 << 30, 99 * 1024, false, 0, 0};
+simt_device device = {8, 0, (uint64_t)24 << 30, (uint64_t)24 << 30, 99 * 1024, false, false, 0, 0, 0};
 std::map<void *, uint64_t> blocks; /* sizes of what is allocated */
 uint64_t n_bytes;
 
@@ -40,14 +43,34 @@ void note(device_stream *stream, const std::string &failure) {
     }
 }
 
-/* Runs what was queued, or keeps it for the graph. */
-void queue(device_stream *stream, operation work) {
-    if (stream->recording != nullptr) {
-        stream->recording->operations.push_back(std::move(work));
-    } else if (device.lost) {
+void run_now(device_stream *stream, const operation &work) {
+    if (device.lost) {
         note(stream, "the device is lost");
     } else if (stream->failure.empty()) {
         work();
+    }
+}
+
+/* Runs what was queued, or keeps it: for the graph, or until somebody waits. */
+void queue(device_stream *stream, operation work) {
+    if (stream->recording != nullptr) {
+        stream->recording->operations.push_back(std::move(work));
+    } else if (device.lazy) {
+        stream->queued.push_back(std::move(work));
+    } else {
+        run_now(stream, work);
+    }
+}
+
+void run_next(device_stream *stream) {
+    const operation work = std::move(stream->queued.front());
+    stream->queued.pop_front();
+    run_now(stream, work);
+}
+
+void check_idle(const device_stream *stream) {
+    if (!stream->queued.empty()) {
+        simt::stop("memory or a stream is given back while %d operations are queued", (int)stream->queued.size());
     }
 }
 
@@ -119,22 +142,33 @@ lmi_status device_stream_open(int32_t index, device_stream **stream, lmi_error *
     *stream = nullptr;
     const lmi_status status = device_probe(index, &info, error);
     if (status == LMI_OK) {
-        *stream = new device_stream{info, "", nullptr};
+        *stream = new device_stream{info, "", nullptr, {}};
     }
     return status;
 }
 
-void device_stream_close(device_stream *stream) { delete stream; }
+void device_stream_close(device_stream *stream) {
+    if (stream != nullptr) {
+        check_idle(stream);
+        delete stream;
+    }
+}
 const device_info *device_stream_info(const device_stream *stream) { return &stream->info; }
 
 lmi_status device_alloc(device_stream *stream, uint64_t bytes, void **memory, lmi_error *error) {
     return take(stream, bytes, true, memory, error);
 }
-void device_free(device_stream *, void *memory) { give(memory); }
+static void give_back(device_stream *stream, void *memory) {
+    if (memory != nullptr) {
+        check_idle(stream);
+    }
+    give(memory);
+}
+void device_free(device_stream *stream, void *memory) { give_back(stream, memory); }
 lmi_status device_alloc_pinned(device_stream *stream, uint64_t bytes, void **memory, lmi_error *error) {
     return take(stream, bytes, false, memory, error);
 }
-void device_free_pinned(device_stream *, void *memory) { give(memory); }
+void device_free_pinned(device_stream *stream, void *memory) { give_back(stream, memory); }
 
 static void copy(device_stream *stream, void *to, const void *from, uint64_t bytes) {
     queue(stream, [=] {
@@ -161,6 +195,9 @@ lmi_status device_peek(device_stream *stream, lmi_error *error) {
     return stream->failure.empty() ? LMI_OK : fail(error, LMI_DEVICE, "%s: %s", stream->info.name, stream->failure.c_str());
 }
 lmi_status device_check(device_stream *stream, lmi_error *error) {
+    while (!stream->queued.empty()) {
+        run_next(stream);
+    }
     simt::host_waits();
     device.n_waits++;
     return device_peek(stream, error);
@@ -180,20 +217,27 @@ lmi_status device_graph_end(device_stream *stream, device_graph **graph, lmi_err
     return LMI_OK;
 }
 void device_graph_launch(device_stream *stream, device_graph *graph) {
+    device.n_graphs++;
     for (const operation &work : graph->operations) {
         queue(stream, work);
     }
 }
 void device_graph_free(device_graph *graph) { delete graph; }
 
-lmi_status device_mark_open(device_stream *, device_mark **mark, lmi_error *) {
-    *mark = new device_mark{false};
+lmi_status device_mark_open(device_stream *stream, device_mark **mark, lmi_error *) {
+    *mark = new device_mark{stream, 0, 0};
     return LMI_OK;
 }
 void device_mark_close(device_mark *mark) { delete mark; }
-void device_mark_set(device_stream *, device_mark *mark) { mark->set = true; }
+void device_mark_set(device_stream *stream, device_mark *mark) {
+    mark->n_set++;
+    queue(stream, [=] { mark->n_reached++; });
+}
 void device_mark_wait(device_mark *mark) {
-    if (mark->set) {
+    while (mark->n_reached < mark->n_set && !mark->stream->queued.empty()) {
+        run_next(mark->stream);
+    }
+    if (mark->n_set > 0) {
         simt::host_waits();
     }
 }

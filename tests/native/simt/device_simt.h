@@ -14,6 +14,8 @@ typedef struct simt_device {
     uint64_t free_bytes;   /* before anything is allocated; pinned memory does not count */
     uint64_t shared_bytes; /* of a block: 99 KiB */
     bool lost;             /* every call fails from now on, as after a fault of the device */
+    bool lazy;             /* what is queued runs as late as it may: when somebody waits for it; else at once */
+    int64_t n_graphs;      /* launched so far */
     int64_t n_copies;      /* between host and device, so far; kernels' own reads and writes of pinned memory are none */
     int64_t n_waits;       /* for a stream, so far */
 } simt_device;

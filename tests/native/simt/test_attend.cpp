@@ -454,7 +454,7 @@ static void step_text(session *x, int64_t n, bool tiled, bool hostile) {
     }
     floats turn, turn_sink, turn_sink_key;
     fill_turns(x, n, turn, turn_sink, turn_sink_key);
-    const cuda_control control = {x->index, s->start};
+    const cuda_control control = {x->index, s->start, 0};
     device_upload(x->stream, x->control, &control, sizeof control);
     device_upload(x->stream, x->q, q.data(), q.size() * sizeof(float));
     device_upload(x->stream, x->k, k.data(), k.size() * sizeof(float));

@@ -400,7 +400,7 @@ struct reader {
         for (int64_t t = 0; t < n && s.n_rot > 0; t++) {
             rope_row(&table, s.start + index + t, (float *)(void *)a.turn + t * s.n_rot);
         }
-        *(cuda_control *)(void *)a.control = {index, s.start};
+        *(cuda_control *)(void *)a.control = {index, s.start, 0};
         begin(n);
         a.n_tokens = (int32_t)n;
         std::vector<floats> got(SHARE == 1 && n < 65 ? 2 : 1);
@@ -503,7 +503,7 @@ static void test_large_tree(int64_t n_slots, int64_t n_used, int64_t n, bool aga
             v *= x.a.scale;
         }
         /* Blocks below n_whole are whole for this query. */
-        *(cuda_control *)(void *)x.a.control = {n_whole * s.block + s.window - 1, 0};
+        *(cuda_control *)(void *)x.a.control = {n_whole * s.block + s.window - 1, 0, 0};
         int64_t *now = (int64_t *)(void *)r.now;
         for (int64_t i = 0; i < x.n_open; i++) {
             now[1 + i] = n_slots - 1; /* the open block */

@@ -3,7 +3,10 @@
 #include "quant/quant.h"
 #include "simt/on_device.h"
 
-extern "C" float exp_f32(float x);
+extern "C" {
+#include "engine/sampler.h"
+float exp_f32(float x);
+}
 
 /* Under ThreadSanitizer, where each barrier takes long: every so many of the cases. */
 #ifdef __SANITIZE_THREAD__
@@ -108,7 +111,7 @@ static void test_turns(uint64_t *random) {
             for (buffer<float> *all : {&a_sink, &a_key, &b_sink, &b_key}) {
                 std::fill(all->at, all->at + all->n, 99.0f);
             }
-            *control.at = {place[0], place[1]};
+            *control.at = {place[0], place[1], 0};
             cuda_begin args = {};
             args.control = control.at;
             args.n_tokens = n_tokens;
@@ -287,8 +290,8 @@ static void check_candidates(const float *logits, int64_t n, const char *what) {
     std::fill(work.at, work.at + work.n, 0xa5);
     buffer<logit_candidates> out(2);
     memset(out.at, 0xff, 2 * sizeof *out.at);
-    cuda_launch_candidates(logits, n, out.at, work.at, stream);
-    cuda_launch_candidates(logits, n, out.at + 1, again_work.at, stream);
+    cuda_launch_candidates(logits, n, out.at, {}, work.at, stream);
+    cuda_launch_candidates(logits, n, out.at + 1, {}, again_work.at, stream);
     finish();
     const logit_candidates &got = out[0];
     std::vector<int32_t> order((size_t)n);
@@ -371,6 +374,112 @@ static void test_candidates(uint64_t *random) {
     check_candidates(z.at, 3000, "two infinities");
 }
 
+/* ---- a token drawn from them ---------------------------------------------------------------------------------------- */
+
+struct draw_counts {
+    int64_t cases, told, differing;
+};
+
+/* What the kernel draws is what the sampler draws with the random number that it foresaw, wherever candidates tell. */
+static void check_draw(const float *logits, int64_t n, const lmi_sampling &options, draw_counts *counts) {
+    alignas(64) static uint8_t memory[1 << 17];
+    CHECK(sampler_bytes(n) <= sizeof memory);
+    memset(memory, 0, sizeof memory);
+    sampler *s = sampler_at(memory, n);
+    lmi_error error = {};
+    CHECK(sampler_set(s, &options, &error) == LMI_OK, "%s", error.message);
+    draw_order next[2], after[2];
+    CHECK(sampler_foresee(s, next));
+    buffer<uint8_t> work(cuda_candidates_bytes(n));
+    buffer<logit_candidates> top(1);
+    buffer<draw_order> order(1);
+    buffer<cuda_control> control(1);
+    buffer<int32_t> told(1);
+    order[0] = next[0];
+    *control.at = {7, 8, -9};
+    cuda_launch_candidates(logits, n, top.at, {order.at, control.at, told.at}, work.at, stream);
+    finish();
+    CHECK(control[0].first == 7 && control[0].start == 8 && control[0].drawn == told[0], "one token, told twice");
+    CHECK(told[0] >= 0 && told[0] < n, "%d of %d", (int)told[0], (int)n);
+    int32_t token = -1, of_all = -1;
+    counts->cases++;
+    if (sampler_draw_candidates(s, top.at, NULL, 0, 0, &token, NULL)) {
+        counts->told++;
+        counts->differing += token != told[0];
+        sampler_foresee(s, after);
+        const bool random = next[0].top_k != 1;
+        CHECK(!random || after[0].uniform == next[1].uniform, "the number after it was foreseen, too");
+        CHECK(sampler_set(s, &options, &error) == LMI_OK &&
+              sampler_draw(s, logits, NULL, 0, 0, &of_all, NULL, &error) == LMI_OK);
+        CHECK(of_all == token);
+    }
+}
+
+static void test_draw(uint64_t *random) {
+    struct cut {
+        float temperature;
+        int32_t top_k;
+        float top_p, min_p;
+    };
+    const cut cuts[] = {{0, 0, 1, 0},         {0.8f, 40, 0.95f, 0.05f},
+                        {1.7f, 5, 1, 0},      {1, 0, 0.9f, 0},
+                        {2, 0, 0.5f, 0.1f},   {3, 0, 1, 0.2f},
+                        {1, 0, 1, 0},         {0.6f, 0, 1, 0},
+                        {1, 256, 1, 0},       {1e-3f, 40, 1, 0},
+                        {1, 100, 1e-6f, 0},   {1, 1, 0.9f, 0.1f},
+                        {100, 256, 0.99f, 0}, {1, 0, 1, 1},
+                        {1, 7, 1, 1e-3f}};
+    const int64_t sizes[] = {1, 3, 200, 256, 257, 2050};
+    draw_counts counts = {0, 0, 0};
+    int64_t at = 0;
+    for (const int64_t n : sizes) {
+        buffer<float> z((size_t)n);
+        for (int kind = 0; kind < 6; kind++) {
+            for (const cut &c : cuts) {
+                if (at++ % APART != 0 || n > LARGEST) {
+                    continue;
+                }
+                for (int64_t i = 0; i < n; i++) {
+                    const double normal = check_normal(random);
+                    z[(size_t)i] = (float)(kind == 0   ? 3 * normal
+                                           : kind == 1 ? floor(2 * normal)                     /* ties */
+                                           : kind == 2 ? 0.01 * normal                         /* nearly flat */
+                                           : kind == 3 ? (i == n / 2 ? 20 : normal)            /* a peak */
+                                           : kind == 4 ? 2 * normal - 3 * (double)(i % 50) / 5 /* a slope */
+                                                       : normal + 1e4);
+                    if (kind == 4 && i % 3 == 1) {
+                        z[(size_t)i] = -INFINITY;
+                    }
+                }
+                lmi_sampling o;
+                lmi_sampling_default(&o);
+                o.temperature = c.temperature;
+                o.top_k = c.top_k;
+                o.top_p = c.top_p;
+                o.min_p = c.min_p;
+                o.seed = check_random(random);
+                check_draw(z.at, n, o, &counts);
+            }
+        }
+    }
+    CHECK(counts.differing == 0, "%d of %d", (int)counts.differing, (int)counts.told);
+    CHECK(counts.told * 10 > counts.cases * 8, "candidates tell %d of %d", (int)counts.told, (int)counts.cases);
+
+    /* Where candidates mean nothing, a token of the vocabulary all the same. */
+    buffer<float> z(300);
+    lmi_sampling o;
+    lmi_sampling_default(&o);
+    counts = {0, 0, 0};
+    for (const float bad : {(float)NAN, INFINITY, -INFINITY}) {
+        std::fill(z.at, z.at + 300, 1.0f);
+        z[17] = bad;
+        check_draw(z.at, 300, o, &counts);
+        std::fill(z.at, z.at + 300, bad);
+        check_draw(z.at, 300, o, &counts);
+    }
+    CHECK(counts.told == 1, "%d", (int)counts.told);
+}
+
 int main() {
     uint64_t random = 41;
     lmi_error error;
@@ -380,6 +489,7 @@ int main() {
     test_norms(&random);
     test_route(&random);
     test_candidates(&random);
+    test_draw(&random);
     device_stream_close(stream);
     return check_report();
 }
