@@ -8,7 +8,7 @@ import lmi
 import numpy as np
 import pytest
 from lmi_convert.requantize import requantize
-from oracle import tiny_hf
+from oracle import tiny_hf, tiny_models
 
 # Single tokens: row-wise kernels do what the CPU does, float32 activations and sums where the weights are F32. Difference over
 # the largest logit.
@@ -136,6 +136,49 @@ def test_text(shipped_model, cuda):
         assert greedy[0] == greedy[1]
         drawn = [gpu.complete("Once upon a time", max_tokens=6, seed=3).text for _ in range(2)]
         assert drawn[0] == drawn[1]
+
+
+def write(session) -> list:
+    """Texts in a row, each ended another way."""
+    found = []
+    for options in (
+        {"max_tokens": 110, "temperature": 0},
+        {"max_tokens": 95, "temperature": 0.9, "seed": 3},
+        {"max_tokens": 30, "seed": 5, "top_k": 0, "top_p": 0.9, "stop": "e"},
+        {"max_tokens": 9, "seed": 5, "repeat_penalty": 1.3},
+    ):
+        found.append(session.generate(**options))
+        session.rewind(8)
+        session.read_token(7)
+    for i, _ in enumerate(session.stream(None, max_tokens=50, seed=6)):
+        if i == 6:
+            break
+    session.cancel()
+    with pytest.raises(lmi.Cancelled):
+        session.read_token(session.sample().token)
+    found.append(session.generate(max_tokens=20, seed=7))
+    return found
+
+
+def test_running_ahead(tmp_path, cuda):
+    """What a GPU runs unasked is never seen: texts, how they end, and what a saved state goes on with are the CPU's."""
+    tiny_models.make_llama(tmp_path / "m.gguf", n_layers=1, n_embd=32, n_heads=2, n_kv_heads=1, n_ff=32, n_vocab=300)
+    options = {"window": 24, "sinks": 3, "chunk": 40, "rollback": 8, "kv_type": "f32"}
+    with lmi.Model(tmp_path / "m.gguf", device="cpu") as cpu, cuda(tmp_path / "m.gguf") as gpu:
+        with cpu.session(**options) as a, gpu.session(**options) as b, cpu.session(**options) as c:
+            found = []
+            for session in (a, b):
+                for token in tokens_for(10):
+                    session.read_token(int(token))
+                found.append(write(session))
+            for expected, got in zip(*found, strict=True):
+                assert (got.text, got.tokens, got.finish_reason) == (expected.text, expected.tokens, expected.finish_reason)
+                np.testing.assert_allclose(got.logprobs, expected.logprobs, atol=1e-3)
+            assert sum(len(r.tokens) for r in found[0]) >= 200 and b.hot_allocations == 0
+            assert a.position == b.position and a.view == b.view
+            c.restore(b.snapshot())
+            rest = [s.generate(max_tokens=12, seed=8) for s in (a, b, c)]
+            assert rest[0].tokens == rest[1].tokens == rest[2].tokens
 
 
 # ---- steers ----

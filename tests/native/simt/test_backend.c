@@ -247,30 +247,30 @@ static void test_ahead(const backend *table, const steer_factors *steers) {
     int64_t first = 0, n_ahead = 0, n_graphs = 0;
     bool was_ahead = false;
     int32_t token = 5, others[CHUNK];
-    for (int i = 0; i < 64; i++) {
+    for (int i = 0; i < 28; i++) {
         bool drawn = i > 0;
-        if (i == 50) {
+        if (i == 21) {
             sampling.temperature = 0;
             CHECK(sampler_set(draws, &sampling, NULL) == LMI_OK);
         }
-        drawn = drawn && i != 51;   /* with other options than were foreseen when its logits were queued */
-        if (i > 9 && i % 13 == 5) { /* another token */
+        drawn = drawn && i != 22;   /* with other options than were foreseen when its logits were queued */
+        if (i > 4 && i % 13 == 5) { /* another token */
             token = (int32_t)((token + 1) % n_vocab);
             drawn = false;
         }
-        if (i > 9 && i % 17 == 7) { /* another place */
+        if (i > 4 && i % 17 == 7) { /* another place */
             first -= BACK;
             drawn = false;
         }
-        if (i > 9 && i % 11 == 3) { /* another model, as it were */
+        if (i > 4 && i % 11 == 3) { /* another model, as it were */
             steer = steer == NULL ? &steers[i % 2] : NULL;
             drawn = false;
         }
-        if (i > 9 && i % 19 == 0) { /* a state, which is the same but for slots that nobody may read */
+        if (i > 4 && i % 19 == 0) { /* a state, which is the same but for slots that nobody may read */
             same_banks(table, true);
             drawn = false;
         }
-        if (i > 9 && i % 15 == 12) { /* several tokens */
+        if (i > 4 && i % 15 == 12) { /* several tokens */
             for (int j = 0; j < CHUNK; j++) {
                 others[j] = (int32_t)((token + 7 * j) % n_vocab);
             }
@@ -289,7 +289,7 @@ static void test_ahead(const backend *table, const steer_factors *steers) {
         CHECK(i % 7 != 0 || same_rows(table), "%d", i);
         CHECK(sampler_draw_candidates(draws, &ways[AHEAD].top, NULL, 0, 0, &token, NULL), "%d", i);
     }
-    CHECK(n_ahead > 25, "%lld", (long long)n_ahead);
+    CHECK(n_ahead > 8, "%lld", (long long)n_ahead);
     read_both(table, &token, 1, first, steer, NULL, false); /* over the slot of what ran ahead */
     CHECK(same_banks(table, false), "nothing is left of it");
     CHECK(sampler_foresee(draws, next));
