@@ -357,6 +357,45 @@ static void test_running_ahead(void) {
     lmi_model_close(other);
 }
 
+/* What is most likely, apart from tokens among the last 4096, after token 5 over and over, `first` before them and one that was drawn. */
+static int32_t draw_last(lmi_model *model, int32_t first) {
+    enum { N = 4095 };
+    lmi_session_options options = session_options();
+    options.rollback = 1;
+    lmi_session *session = open_session(model, &options);
+    int32_t *text = malloc((N + 10) * sizeof *text), token = -1;
+    for (int i = 0; i < N + 10; i++) {
+        text[i] = i == 10 ? first : 5;
+    }
+    lmi_sampling sampling;
+    lmi_error error = {0};
+    lmi_sampling_default(&sampling);
+    sampling.temperature = 0;
+    CHECK(lmi_session_set_sampling(session, &sampling, &error) == LMI_OK);
+    read_tokens(session, text, N + 10);
+    CHECK(lmi_session_sample(session, &token, NULL, &error) == LMI_OK);
+    read_tokens(session, &token, 1);
+    sampling.presence_penalty = 10;
+    sampling.penalty_last = N + 1;
+    CHECK(lmi_session_set_sampling(session, &sampling, &error) == LMI_OK);
+    CHECK(lmi_session_sample(session, &token, NULL, &error) == LMI_OK);
+    lmi_session_close(session);
+    free(text);
+    return token;
+}
+
+/* The token ahead takes a slot of the ring, and no place in the history that penalties look at. */
+static void test_history(void) {
+    write_model(QUANT_Q8_0);
+    reset();
+    lmi_model *cpu = open_model(LMI_DEVICE_CPU, -1), *other = open_model(LMI_DEVICE_CUDA, N_LAYERS);
+    const int32_t likely = draw_last(cpu, 5), next = draw_last(cpu, likely), got = draw_last(other, likely);
+    CHECK(next != likely, "the oldest one counts");
+    CHECK(got == next && fake->n_ahead == 1, "%d, not %d", got, next);
+    lmi_model_close(cpu);
+    lmi_model_close(other);
+}
+
 /* ---- plans ------------------------------------------------------------------------------------------------------------ */
 
 static void test_plan_is_exact(void) {
@@ -710,6 +749,7 @@ int main(void) {
     test_rows_and_guesses();
     test_sampling();
     test_running_ahead();
+    test_history();
     test_plan_is_exact();
     test_what_fits();
     test_no_device();
