@@ -1,5 +1,6 @@
 /* What a sampler needs to know of a row of logits unless it looks deeper: a backend that keeps logits on a device makes this
- * there, so that 2 KiB a token leave it and not the whole row. And what a device needs to know to draw from them itself. Plain C and C++. */
+ * there, so that 2 KiB a token leave it and not the whole row. And what a device needs to know to draw from them itself. Plain
+ * C and C++. */
 #ifndef LMI_BACKEND_CANDIDATES_H
 #define LMI_BACKEND_CANDIDATES_H
 
@@ -19,8 +20,8 @@ typedef struct logit_candidates {
     float logit[LOGIT_CANDIDATES];
 } logit_candidates;
 
-/* How the sampler will draw a token from candidates, told before it does, so that a device can draw by the same rules and go on with what
- * it drew. That is a guess: the sampler decides, and rounding is not the same here and there. */
+/* How the sampler will draw a token from candidates, told before it does, so that a device can draw by the same rules and go on
+ * with what it drew. That is a guess: the sampler decides, and rounding is not the same here and there. */
 typedef struct draw_order {
     double uniform;    /* the random number that will be used, in [0, 1) */
     float temperature; /* not 0 */

@@ -113,7 +113,7 @@ static void describe(backend_context *c, const backend_model *model, const conte
     /* The token that is drawn goes from the last step to the first: both are here. Slots of what is kept are told before a token runs. */
     c->runs_ahead = shape->ahead && shape->middle.kind == LMI_RECALL_NONE && model->steps[0].kind == STEP_EMBED &&
                     cuda_gives_logits(&model->steps[model->n_steps - 1]);
-    c->logits_rows = larger(smaller(shape->n_logits, CUDA_LOGITS_ROWS), c->runs_ahead ? CUDA_SLOTS : 1);
+    c->logits_rows = larger(smaller(shape->n_logits, CUDA_LOGITS_ROWS), c->runs_ahead ? CUDA_SLOTS : 0);
     for (int64_t i = model->layer0; i < model->layer1; i++) {
         const layer_context *layer = &shape->layers[i];
         int n = 0;

@@ -51,6 +51,19 @@ def speeds(path: Path, name: str) -> None:
             )
 
         measure(model, n_prompt=(2048,), n_gen=(128,), depths=DEPTHS, repetitions=3, row=show, chunk=2048)
+        for what, rate in zip(("text", "text, the GPU waits"), writing(model, 256)):
+            print(f"| {name} | {what} | {rate:.1f} | | | |", flush=True)
+
+
+def writing(model, n: int) -> tuple[float, float]:
+    """Tokens a second of drawn text: the GPU goes on by itself, and it waits, for a penalty too small to matter."""
+    rates = []
+    for penalty in (0.0, 1e-6):
+        with model.session() as session:
+            session.read_tokens(range(1, 33))
+            stats = session.generate(max_tokens=n, seed=1, presence_penalty=penalty).stats
+            rates.append(stats.written / stats.write_seconds)
+    return rates[0], rates[1]
 
 
 def soak(n: int, deadline: float) -> None:
