@@ -3,7 +3,10 @@
 
 #include <sched.h>
 #include <stdint.h>
+#include <string.h>
 #include <unistd.h>
+
+#include "base/cgroup.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -127,7 +130,32 @@ const char *cpu_isa_name(lmi_isa isa) {
     return "unknown";
 }
 
-int cpu_count(void) {
+/* A group's share of time: microseconds of all its threads together in each period of so many. */
+static void apply_quota(const char *system, const char *root, const char *group, int version, void *context) {
+    int *count = context;
+    char text[SMALL_TEXT];
+    uint64_t quota, period = 0;
+    small_text(system, root, group, version == 2 ? "/cpu.max" : "/cpu.cfs_quota_us", text);
+    if (!small_number(text, &quota)) {
+        return; /* "max 100000", -1 */
+    }
+    const char *second = strchr(text, ' '); /* version 2 has both in one file */
+    if (version == 1) {
+        small_text(system, root, group, "/cpu.cfs_period_us", text);
+        second = text;
+    }
+    if (second != NULL && small_number(second, &period) && period > 0) {
+        const uint64_t whole = quota / period + (quota % period != 0);
+        *count = whole < (uint64_t)*count ? (int)(whole > 0 ? whole : 1) : *count;
+    }
+}
+
+int cpu_count_at(const char *system, int n_cores) {
+    cgroup_each(system, "cpu", "/sys/fs/cgroup/cpu", apply_quota, &n_cores);
+    return n_cores;
+}
+
+static int usable_cores(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) {
         int n = CPU_COUNT(&set);
@@ -138,3 +166,5 @@ int cpu_count(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 && n < 4096 ? (int)n : 1;
 }
+
+int cpu_count(void) { return cpu_count_at("", usable_cores()); }

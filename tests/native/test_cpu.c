@@ -77,7 +77,7 @@ static void test_count(void) {
     cpu_set_t all, one;
     CHECK(cpu_count() >= 1);
     if (sched_getaffinity(0, sizeof all, &all) == 0) {
-        CHECK(cpu_count() == CPU_COUNT(&all));
+        CHECK(cpu_count() <= CPU_COUNT(&all));
         for (int i = 0; i < CPU_SETSIZE; i++) {
             if (CPU_ISSET(i, &all)) {
                 CPU_ZERO(&one);

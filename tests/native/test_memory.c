@@ -2,6 +2,9 @@
 #define _GNU_SOURCE
 #include "files.h"
 
+#include <sys/resource.h>
+
+#include "base/cpu.h"
 #include "base/memory.h"
 
 static const uint64_t GiB = 1 << 30;
@@ -102,6 +105,39 @@ static void test_version_1(void) {
     check_available(8 * GiB, 16 * GiB, "a path too long to be one");
 }
 
+static void check_cores(int expected, const char *what) {
+    const int n = cpu_count_at(folder, 16);
+    CHECK(n == expected, "%s: %d cores", what, n);
+}
+
+/* A container that may use 16 cores for the time of a few. */
+static void test_quotas(void) {
+    clear();
+    check_cores(16, "no cgroups");
+    put("/proc/self/cgroup", "0::/user/job\n");
+    put("/sys/fs/cgroup/user/job/cpu.max", "max 100000\n");
+    check_cores(16, "no quota");
+    put("/sys/fs/cgroup/user/job/cpu.max", "400000 100000\n");
+    check_cores(4, "a quota");
+    put("/sys/fs/cgroup/user/cpu.max", "150000 100000\n");
+    check_cores(2, "of the group above, rounded up");
+    put("/sys/fs/cgroup/user/cpu.max", "1000 100000\n");
+    check_cores(1, "less than one");
+    put("/sys/fs/cgroup/user/cpu.max", "99999999999 100000\n");
+    check_cores(4, "more than there are");
+    put("/sys/fs/cgroup/user/job/cpu.max", "400000 0\n");
+    check_cores(16, "no period");
+    put("/sys/fs/cgroup/user/job/cpu.max", "400000");
+    check_cores(16, "half a line");
+    put("/proc/self/cgroup", "3:cpu,cpuacct:/x\n2:cpuset:/y\n");
+    put("/sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n");
+    put("/sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n");
+    check_cores(16, "version 1 without a quota");
+    put("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "250000\n");
+    put("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "50000\n");
+    check_cores(5, "version 1, the container's root");
+}
+
 static void test_this_process(void) {
     lmi_memory before, after;
     memory_now(&before);
@@ -121,12 +157,26 @@ static void test_this_process(void) {
     CHECK(after.peak_resident_bytes > before.resident_bytes + size - (4 << 20), "the peak stays");
 }
 
+/* A sandbox without /proc must not look like a machine without memory. */
+static void test_unreadable(void) {
+    struct rlimit old, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = old.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    lmi_memory m;
+    memory_now(&m);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    CHECK(m.total_bytes > 0 && m.available_bytes > 0 && m.available_bytes <= m.total_bytes && m.peak_resident_bytes > 0);
+}
+
 int main(void) {
     folder_make();
     test_process();
     test_version_2();
     test_version_1();
+    test_quotas();
     test_this_process();
+    test_unreadable();
     folder_remove();
     return check_report();
 }
