@@ -291,6 +291,7 @@ static lmi_status read_all(lmi_session *s, const int32_t *tokens, size_t n, size
     const lmi_recall kind = s->plan.options.recall.kind;
     const bool alone = (kind == LMI_RECALL_TOPK || kind == LMI_RECALL_BLOCKS) && s->plan.options.all_logits == 0;
     lmi_status status = file_check(&s->model->view, error);
+    status = status == LMI_OK ? shards_check(&s->model->shards, error) : status;
     pool_lock(s->model->workers);
     if (status == LMI_OK && n == 1 && s->guesses != NULL) {
         status = read_one(s, tokens[0], error);

@@ -118,6 +118,14 @@ void shards_explain(const model_shards *shards, lmi_error *error) {
     }
 }
 
+lmi_status shards_check(const model_shards *shards, lmi_error *error) {
+    lmi_status status = LMI_OK;
+    for (int64_t i = 0; i < shards->n && status == LMI_OK; i++) {
+        status = file_check(&shards->views[i], error);
+    }
+    return status;
+}
+
 void shards_close(model_shards *shards) {
     for (int64_t i = 0; i < shards->n; i++) {
         gguf_close(shards->files[i]);

@@ -16,6 +16,8 @@ typedef struct model_shards {
 lmi_status shards_open(const char *path, bool map, gguf *first, model_shards *shards, lmi_error *error);
 /* Adds to an error about the joined file, where it has no remedy, that the files may not belong together. */
 void shards_explain(const model_shards *shards, lmi_error *error);
+/* LMI_IO if one of the files has become shorter since. */
+lmi_status shards_check(const model_shards *shards, lmi_error *error);
 void shards_close(model_shards *shards);
 
 #endif

@@ -176,3 +176,12 @@ def test_every_part_is_checked(native, parts):
             assert path == parts[0] or path.name in e.message
         path.write_bytes(whole)
     logits(native, parts[0])
+
+
+def test_a_part_that_shrinks(parts):
+    """While it is mapped: an error before the next token, not a bus error at some weight."""
+    with lmi.Model(parts[0]) as model, model.session() as session:
+        session.feed("a")
+        os.truncate(parts[2], parts[2].stat().st_size - 1)
+        with pytest.raises(FileFormatError, match="became shorter while in use"):
+            session.feed("b")
