@@ -352,7 +352,8 @@ static const char *recall_text(const snapshot_header *h, char text[96]) {
 
 static lmi_status differs(const snapshot_header *saved, lmi_error *error) {
     remedy(error,
-           "Open it as it was saved: --window %lld --sinks %lld --kv-type %s --placement %s --chunk %lld --rollback %lld",
+           "Open it as it was saved: window %lld, sinks %lld, kv_type %s, placement %s, chunk %lld, rollback %lld; lmi run does so "
+           "where no option says otherwise",
            (long long)saved->window, (long long)saved->sinks, kv_name(saved->kv_type), placement_name(saved->placement),
            (long long)saved->chunk, (long long)saved->rollback);
     return LMI_STATE;
@@ -365,10 +366,10 @@ static lmi_status check_fits(const snapshot_header *expected, const snapshot_hea
         const char *option;
         int64_t saved, mine;
     } numbers[] = {
-        {"--window", h->window, expected->window},
-        {"--sinks", h->sinks, expected->sinks},
-        {"--chunk", h->chunk, expected->chunk},
-        {"--rollback", h->rollback, expected->rollback},
+        {"window", h->window, expected->window},
+        {"sinks", h->sinks, expected->sinks},
+        {"chunk", h->chunk, expected->chunk},
+        {"rollback", h->rollback, expected->rollback},
     };
     if (memcmp(h->fingerprint, expected->fingerprint, sizeof h->fingerprint) != 0) {
         fail(error, LMI_STATE, "the state was saved with another model");
@@ -384,13 +385,13 @@ static lmi_status check_fits(const snapshot_header *expected, const snapshot_hea
     }
     if (h->kv_type != expected->kv_type) {
         const char *mine = kv_name(expected->kv_type);
-        fail(error, LMI_STATE, "the state was saved with --kv-type %s, this session has %s", kv_name(h->kv_type),
+        fail(error, LMI_STATE, "the state was saved with kv_type %s, this session has %s", kv_name(h->kv_type),
              mine ? mine : "?");
         return differs(h, error);
     }
     if (h->placement != expected->placement) {
         const char *mine = placement_name(expected->placement);
-        fail(error, LMI_STATE, "the state was saved with --placement %s, this session has %s", placement_name(h->placement),
+        fail(error, LMI_STATE, "the state was saved with placement %s, this session has %s", placement_name(h->placement),
              mine ? mine : "?");
         return differs(h, error);
     }

@@ -80,12 +80,12 @@ lmi_status kernels_get(lmi_isa isa, const kernels **out, lmi_error *error) {
     }
     if (!cpu_has(isa)) {
         fail(error, LMI_UNSUPPORTED, "this CPU or its operating system does not run %s", cpu_isa_name(isa));
-        remedy(error, "choose `auto`");
+        remedy(error, "Choose auto.");
         return LMI_UNSUPPORTED;
     }
     if (!is_filled(isa)) {
         fail(error, LMI_UNSUPPORTED, "this library has no kernels for %s", cpu_isa_name(isa));
-        remedy(error, "choose `auto` or `ref`");
+        remedy(error, "Choose auto or ref.");
         return LMI_UNSUPPORTED;
     }
     *out = &columns[isa];

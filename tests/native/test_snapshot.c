@@ -251,21 +251,21 @@ static void test_forged(void) {
         {12, 4, 255, LMI_BAD_FORMAT, "impossible form"},
         {16, 1, 0, LMI_STATE, "saved with another model"},
         {47, 1, 0, LMI_STATE, "saved with another model"},
-        {48, 8, 512, LMI_STATE, "saved with --window 512, this session has 4096"},
+        {48, 8, 512, LMI_STATE, "saved with window 512, this session has 4096"},
         {48, 8, 0, LMI_BAD_FORMAT, "options are out of range"},
         {48, 8, UINT64_MAX, LMI_BAD_FORMAT, "options are out of range"},
-        {56, 8, 4, LMI_STATE, "saved with --sinks 4, this session has 16"},
+        {56, 8, 4, LMI_STATE, "saved with sinks 4, this session has 16"},
         {56, 8, UINT64_MAX, LMI_BAD_FORMAT, "options are out of range"},
-        {64, 8, 1, LMI_STATE, "saved with --chunk 1, this session has 512"},
+        {64, 8, 1, LMI_STATE, "saved with chunk 1, this session has 512"},
         {64, 8, 0, LMI_BAD_FORMAT, "options are out of range"},
-        {72, 8, 65, LMI_STATE, "saved with --rollback 65, this session has 64"},
+        {72, 8, 65, LMI_STATE, "saved with rollback 65, this session has 64"},
         {72, 8, (uint64_t)1 << 63, LMI_BAD_FORMAT, "options are out of range"},
-        {80, 4, 1, LMI_STATE, "saved with --kv-type q8_0, this session has f16"},
-        {80, 4, 2, LMI_STATE, "saved with --kv-type f32, this session has f16"},
+        {80, 4, 1, LMI_STATE, "saved with kv_type q8_0, this session has f16"},
+        {80, 4, 2, LMI_STATE, "saved with kv_type f32, this session has f16"},
         {80, 4, 3, LMI_BAD_FORMAT, "unknown"},
         {80, 4, UINT32_MAX, LMI_BAD_FORMAT, "unknown"},
-        {84, 4, 1, LMI_STATE, "saved with --placement contiguous, this session has ceiling"},
-        {84, 4, 2, LMI_STATE, "saved with --placement true, this session has ceiling"},
+        {84, 4, 1, LMI_STATE, "saved with placement contiguous, this session has ceiling"},
+        {84, 4, 2, LMI_STATE, "saved with placement true, this session has ceiling"},
         {84, 4, 3, LMI_BAD_FORMAT, "unknown"},
         {88, 8, 4608, LMI_STATE, "4608 slots and 32000 tokens in the vocabulary, this session has 4607 and 32000"},
         {88, 8, 0, LMI_BAD_FORMAT, "buffer has no size"},
@@ -323,11 +323,8 @@ static void test_forged(void) {
     set_number(forged + 48, 512, 8);
     set_number(forged + 252, crc32c(0, forged, 252), 4);
     refused(&m, forged, size, &error);
-    CHECK(strcmp(
-              error.remedy,
-              "Open it as it was saved: --window 512 --sinks 16 --kv-type f16 --placement ceiling --chunk 512 --rollback 64") ==
-              0,
-          "%s", error.remedy);
+    CHECK(strstr(error.remedy, "window 512, sinks 16, kv_type f16, placement ceiling, chunk 512, rollback 64; ") != NULL, "%s",
+          error.remedy);
     free(forged);
     free(b);
     drop(&m);

@@ -267,6 +267,16 @@ def test_state_is_not_overwritten(lmi, tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
+def test_state_does_not_replace_what_is_read(lmi, tiny, tmp_path):
+    text, model = tmp_path / "t.txt", tmp_path / "m.gguf"
+    text.write_text("abc")
+    model.write_bytes(tiny.read_bytes())
+    for path in (text, model):
+        refused(lmi("run", model, "--prompt", text, "--save-state", path, "--force", "-q"), 8, "is read here")
+    refused(lmi("run", model, "--prompt", text, "--save-state", tmp_path, "--force", "-q"), 8, "not a plain file")
+    assert text.read_text() == "abc" and model.read_bytes() == tiny.read_bytes()
+
+
 # ---- require-fit: 9 ----
 
 
@@ -483,7 +493,16 @@ def test_read_once_ask_many_times(lmi, tiny, book, tmp_path):
     assert lmi("run", tiny, "--text", "abc", "-n", 0, "--save-state", short).code == 0
     assert short.stat().st_size == size  # the same after three tokens and ten thousand
     mismatch = lmi("run", tiny, "--load-state", state, "--window", 40, *arguments)
-    assert mismatch.code == 3 and "window" in mismatch.err
+    assert mismatch.code == 3 and "window" in mismatch.err and "Open it as it was saved: window " in mismatch.err
+
+
+def test_state_brings_its_options(lmi, tiny, tmp_path):
+    state = tmp_path / "s"
+    options = ("--window", 48, "--sinks", 8, "--kv-type", "f32", "--chunk", 32)
+    assert lmi("run", tiny, "--text", "abc", "-n", 0, "--save-state", state, *options).code == 0
+    loaded = json.loads(lmi("run", tiny, "--load-state", state, "--ask", "who", "--json", *QUICK).text)
+    assert [loaded["plan"][k] for k in ("window", "sinks", "chunk")] == [48, 8, 32]
+    refused(lmi("run", tiny, "--load-state", state, "--kv-type", "f16", *QUICK, "-q"), 3, "kv_type f32")
 
 
 def test_resume_goes_on_in_the_same_text(lmi, tiny, tmp_path):

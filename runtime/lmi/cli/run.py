@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack
 
 import click
+from click.core import ParameterSource
 
 from lmi import errors
 from lmi.cli.console import Console, Interrupted, Progress
@@ -200,13 +201,19 @@ class Run:
         ] + texts
 
     def _check_state_target(self) -> None:
-        """Refuses what could not be saved after an hour of reading."""
+        """Refuses what could not be saved after an hour of reading, or would be a loss."""
         path = self.o["save_state"]
         if not path:
             return
-        same = self.o["load_state"] and os.path.exists(path) and os.path.samefile(path, self.o["load_state"])
-        if os.path.exists(path) and not self.o["force"] and not same:
-            raise errors.OutputError(f"{path} exists already", "--force overwrites it")
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise errors.OutputError(f"cannot write {path}: it is not a plain file", "Choose the name of a new file")
+        if os.path.exists(path):
+            for read in (self.path, *self.o["files"]):
+                if os.path.exists(read) and os.path.samefile(path, read):
+                    raise errors.OutputError(f"{path} is read here: a state would replace it", "Choose another name")
+            same = self.o["load_state"] and os.path.exists(self.o["load_state"]) and os.path.samefile(path, self.o["load_state"])
+            if not self.o["force"] and not same:
+                raise errors.OutputError(f"{path} exists already", "--force overwrites it")
         folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder):
             raise errors.OutputError(f"cannot write {path}: there is no folder {folder}")
@@ -254,6 +261,8 @@ class Run:
         o = self.o
         window = window_tokens(self.model, o["window"], o["sinks"])
         given = {"window": window, "sinks": o["sinks"], "kv_type": o["kv_type"], "chunk": o["chunk"]}
+        if o["load_state"] and not _typed("kv_type"):
+            del given["kv_type"]  # the state's own, not this option's default
         given["draft"] = MOST_DRAFT if o["draft"] == "ngram" else None
         given["steer"] = self.steers or None
         options = {k: v for k, v in given.items() if v is not None} | o["recalling"]
@@ -425,6 +434,11 @@ class Run:
             text = f"the answer was cut after {stats.written:,} tokens: one more would put something out of view"
             raise errors.RequireFit(text, "Larger window: --window; or leave out --require-fit")
         return 0
+
+
+def _typed(option: str) -> bool:
+    """False where an option has its default."""
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def _json(value) -> str:
