@@ -4,10 +4,13 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import lmi as package
 import pytest
+from lmi.cli.console import Interrupted
+from lmi.cli.signals import Interrupts
 from lmi.session import state_options
 
 
@@ -127,3 +130,33 @@ def test_at_any_time(lmi_command, tiny, long_book):
         assert run.signal(signal.SIGTERM) < 3
         assert run.code in (143, -15), run.err
         assert run.out == b""
+
+
+def test_a_signal_while_something_is_freed():
+    """Python drops what is raised there: the signal is raised again, and nothing is printed of it."""
+
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0)
+
+    complaints = []
+    before, sys.unraisablehook = sys.unraisablehook, complaints.append
+    try:
+        with pytest.raises(Interrupted), Interrupts() as stop:
+            Freed()
+            time.sleep(5)
+        assert stop.number == signal.SIGINT and not complaints
+        with Interrupts():
+            del Failing().cycle  # what others lose is still told
+        assert len(complaints) == 1
+    finally:
+        sys.unraisablehook = before
+
+
+class Failing:
+    def __init__(self):
+        self.cycle = 1
+
+    def __del__(self):
+        raise KeyError

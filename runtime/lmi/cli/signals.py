@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from contextlib import contextmanager
 
 from lmi.cli.console import Interrupted
+
+AGAIN = 0  # written to the wake-up pipe by ourselves; no signal has this number
 
 
 class Interrupts:
@@ -29,6 +33,7 @@ class Interrupts:
         self.number: int | None = None
         self._gentle = 0
         self._session = None
+        self._repeats = 0
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread():
@@ -38,6 +43,7 @@ class Interrupts:
         self._theirs = theirs
         self._old = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
         self._old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._thread = threading.Thread(target=self._listen, name="lmi-signals", daemon=True)
         self._thread.start()
         return self
@@ -45,6 +51,7 @@ class Interrupts:
     def __exit__(self, *exc) -> None:
         if not hasattr(self, "_old"):
             return
+        sys.unraisablehook = self._old_hook
         signal.set_wakeup_fd(self._old_fd)
         for number, handler in self._old.items():
             signal.signal(number, handler)
@@ -56,12 +63,32 @@ class Interrupts:
         seen = 0
         while numbers := self._ours.recv(16):
             for number in numbers:
+                if number == AGAIN:
+                    self._repeat()
                 if number not in self.SIGNALS:
+                    continue
+                if self._repeats:
+                    self._repeats -= 1
                     continue
                 seen += 1
                 if seen > 1:
                     os._exit(128 + number)  # whatever the main thread is doing
                 self._cancel()
+
+    def _unraisable(self, lost) -> None:
+        """What is raised while an object is freed goes nowhere: a signal that came just then is raised once more."""
+        if not isinstance(lost.exc_value, Interrupted):
+            self._old_hook(lost)
+            return
+        try:
+            self._theirs.send(bytes([AGAIN]))
+        except OSError:
+            pass  # full: the process is being signalled without end
+
+    def _repeat(self) -> None:
+        time.sleep(0.001)  # by then the object is gone
+        self._repeats += 1
+        signal.pthread_kill(threading.main_thread().ident, self.number)
 
     def _cancel(self) -> None:
         session = self._session
