@@ -64,6 +64,8 @@ lmi_status lmi_model_get_metadata(const lmi_model *model, int64_t index, lmi_met
         .key_size = key->name.size,
         .type = type_text(key),
         .n_elements = (int64_t)key->count,
+        .value = model->file->bytes + key->offset,
+        .value_size = (size_t)(key->end - key->offset),
     };
     return LMI_OK;
 }
@@ -83,66 +85,6 @@ lmi_status lmi_model_get_tensor(const lmi_model *model, int64_t index, lmi_tenso
         .data = tensor->data,
     };
     memcpy(item->shape, tensor->shape, sizeof item->shape);
-    return LMI_OK;
-}
-
-static void copy_text(const char *from, size_t n, char *text, size_t size, size_t *needed) {
-    if (needed != NULL) {
-        *needed = n;
-    }
-    if (size > 0) {
-        const size_t part = n < size - 1 ? n : size - 1;
-        memcpy(text, from, part);
-        text[part] = '\0';
-    }
-}
-
-lmi_status lmi_model_metadata_text(const lmi_model *model, const char *key, int64_t element, char *text, size_t size,
-                                   size_t *needed, lmi_error *error) {
-    const gguf *file = model->file;
-    const gguf_key *found = key == NULL ? NULL : gguf_find_key(file, key);
-    if (found == NULL) {
-        return fail(error, LMI_INVALID_ARGUMENT, "the file has no key %.200s", key == NULL ? "(null)" : key);
-    }
-    if (element < 0 || (uint64_t)element >= found->count) {
-        return fail(error, LMI_INVALID_ARGUMENT, "%.200s has %" PRIu64 " elements, not one at %" PRId64, key, found->count,
-                    element);
-    }
-    char number[64];
-    switch (found->element) {
-    case GGUF_STRING: {
-        uint64_t cursor = found->offset;
-        text_view value = gguf_next_string(file, &cursor);
-        for (int64_t i = 0; i < element; i++) {
-            value = gguf_next_string(file, &cursor);
-        }
-        copy_text(value.data, value.size, text, size, needed);
-        return LMI_OK;
-    }
-    case GGUF_BOOL:
-        snprintf(number, sizeof number, "%s", gguf_int_at(file, found, (uint64_t)element) != 0 ? "true" : "false");
-        break;
-    case GGUF_F32:
-        snprintf(number, sizeof number, "%.9g", gguf_real_at(file, found, (uint64_t)element));
-        break;
-    case GGUF_F64:
-        snprintf(number, sizeof number, "%.17g", gguf_real_at(file, found, (uint64_t)element));
-        break;
-    case GGUF_U64:
-        snprintf(number, sizeof number, "%" PRIu64, (uint64_t)gguf_int_at(file, found, (uint64_t)element));
-        break;
-    case GGUF_U8:
-    case GGUF_I8:
-    case GGUF_U16:
-    case GGUF_I16:
-    case GGUF_U32:
-    case GGUF_I32:
-    case GGUF_I64:
-    case GGUF_ARRAY:
-        snprintf(number, sizeof number, "%" PRId64, gguf_int_at(file, found, (uint64_t)element));
-        break;
-    }
-    copy_text(number, strlen(number), text, size, needed);
     return LMI_OK;
 }
 

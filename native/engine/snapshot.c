@@ -352,8 +352,8 @@ static const char *recall_text(const snapshot_header *h, char text[96]) {
 
 static lmi_status differs(const snapshot_header *saved, lmi_error *error) {
     remedy(error,
-           "Open it as it was saved: window %lld, sinks %lld, kv_type %s, placement %s, chunk %lld, rollback %lld; lmi run does so "
-           "where no option says otherwise",
+           "Open it as it was saved: window %lld, sinks %lld, kv_type %s, placement %s, chunk %lld, rollback %lld; "
+           "lmi run does so where no option says otherwise",
            (long long)saved->window, (long long)saved->sinks, kv_name(saved->kv_type), placement_name(saved->placement),
            (long long)saved->chunk, (long long)saved->rollback);
     return LMI_STATE;

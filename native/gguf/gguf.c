@@ -169,6 +169,7 @@ static lmi_status read_keys(scan *s, gguf *file) {
         if ((status = read_key(s, &file->keys[i])) != LMI_OK) {
             return status;
         }
+        file->keys[i].end = s->at;
     }
     if (!name_table_build(&file->index->keys, file->keys, (size_t)file->n_keys, sizeof *file->keys)) {
         return no_memory(s, "keys");

@@ -36,6 +36,7 @@ typedef struct gguf_key {
     gguf_type element; /* of an array; else the type itself */
     uint64_t count;    /* of an array; else 1 */
     uint64_t offset;   /* byte of the first element in the file */
+    uint64_t end;      /* and after the last one */
 } gguf_key;
 
 typedef struct gguf_tensor {

@@ -172,6 +172,8 @@ typedef struct lmi_metadata {
     size_t key_size;
     const char *type;   /* "u32", "string", "array of f32", ... */
     int64_t n_elements; /* of an array, else 1 */
+    const void *value;  /* [value_size] as in the file, unaligned: numbers little-endian, bools bytes, strings after a u64 */
+    size_t value_size;
 } lmi_metadata;
 
 typedef struct lmi_tensor {
@@ -187,10 +189,6 @@ typedef struct lmi_tensor {
 
 LMI_API lmi_status lmi_model_get_metadata(const lmi_model *model, int64_t index, lmi_metadata *item, lmi_error *error);
 LMI_API lmi_status lmi_model_get_tensor(const lmi_model *model, int64_t index, lmi_tensor *item, lmi_error *error);
-/* Writes a value as text: numbers in decimal, strings as they are, array elements by `element` (0 for scalars).
- * Writes at most size - 1 bytes and a NUL; *needed gets the full length. A missing key is LMI_INVALID_ARGUMENT. */
-LMI_API lmi_status lmi_model_metadata_text(const lmi_model *model, const char *key, int64_t element, char *text, size_t size,
-                                           size_t *needed, lmi_error *error);
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 

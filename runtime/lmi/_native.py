@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import weakref
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def text_of(cdata) -> str:
     return ffi.string(cdata).decode("utf-8", "replace") if cdata else ""
 
 
+def path_bytes(path) -> bytes:
+    """A path as the library takes it: C would read it up to a NUL, and another file would be meant."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise errors.InvalidArgument("a path cannot hold a NUL character")
+    return name
+
+
 def check(status: int, error) -> None:
     """Raises the exception that belongs to a status other than LMI_OK. `error`: the lmi_error that the call filled, or None."""
     if status == 0:
@@ -133,15 +142,22 @@ class Handle:
         return self._use
 
     def close(self) -> None:
-        """Frees it, its children first. Calling it again does nothing."""
-        with self._guard:
-            if self._owner is None:
-                return
-            if self._users and self._pid == os.getpid():
-                raise errors.SessionBusy(f"the {self._what} is in use by another thread", "cancel() what it does, then close")
-            for child in list(self._children):
-                child.close()
-            self._owner = None
+        """Frees it, its children first. Calling it again does nothing. Raises SessionBusy while one of them is in use, and then
+        closes nothing."""
+        with ExitStack() as held:
+            family = self._family(held)
+            for h in family:
+                if h._users and h._pid == os.getpid():
+                    raise errors.SessionBusy(f"the {h._what} is in use by another thread", "cancel() what it does, then close")
+            for h in reversed(family):
+                h._owner = None
+
+    def _family(self, held: ExitStack) -> list[Handle]:
+        """What is open of this and all that borrow from it; nobody else can use them while `held` is."""
+        held.enter_context(self._guard)
+        if self._owner is None:
+            return []
+        return [self, *(h for child in list(self._children) for h in child._family(held))]
 
     def __exit__(self, kind, *exc) -> None:
         try:

@@ -45,3 +45,11 @@ def rate(count: float, seconds: float) -> str:
 def span(begin: int, end: int) -> str:
     """[0, 16) -> "0–15": the first and the last of a half-open range."""
     return f"{begin:,}–{end - 1:,}" if end - begin > 1 else f"{begin:,}"
+
+
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "?")
+
+
+def one_line(text: str) -> str:
+    """Names and texts out of files may hold anything: what comes out of here is one line that moves no terminal."""
+    return text.translate(_CONTROLS)

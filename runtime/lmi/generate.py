@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from lmi._native import native
 from lmi.errors import Cancelled, InvalidArgument
-from lmi.plan import View, integer, real
+from lmi.plan import MAX_INT32, View, integer, real
 
 MAX_STOPS = 64
+LEAST = 1e-30  # of what must be more than 0: float32 has it
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Sampling:
                     integer(value, name, low, high)
             else:
                 real(value, name, low, high)
+                if name in _MORE_THAN_0 and value < LEAST:
+                    raise InvalidArgument(f"{name} must be more than 0 and at most {high}, not {value:g}")
         return replace(self, **changes)
 
     def seeded(self) -> Sampling:
@@ -84,18 +87,19 @@ class Sampling:
         return asdict(self)
 
 
-_RANGES = {
-    "temperature": (0, 1000),
-    "top_k": (0, 2**31 - 1),
+_RANGES = {  # as the library has them
+    "temperature": (0, 100),
+    "top_k": (0, MAX_INT32),
     "top_p": (0, 1),
     "min_p": (0, 1),
     "typical_p": (0, 1),
-    "repeat_penalty": (1e-3, 1000),
-    "frequency_penalty": (-1000, 1000),
-    "presence_penalty": (-1000, 1000),
+    "repeat_penalty": (0, 10),
+    "frequency_penalty": (-10, 10),
+    "presence_penalty": (-10, 10),
     "penalty_last": (0, 4096),
     "seed": (0, 2**64 - 1),
 }
+_MORE_THAN_0 = ("top_p", "typical_p", "repeat_penalty")
 _FILE_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -186,7 +190,8 @@ class StopTexts:
     """Holds text back as long as it may become one of the stop texts."""
 
     def __init__(self, stops):
-        stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
+        one = isinstance(stops, str) or not isinstance(stops, Iterable)
+        stops = () if stops is None else (stops,) if one else tuple(stops)
         if len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
             raise InvalidArgument(f"stop must be at most {MAX_STOPS} texts that are not empty")
         self._stops = stops
@@ -239,7 +244,7 @@ def _events(session, prompt, max_tokens, stops, bos, special, seed, room, read_l
         stats.read = session.feed(prompt, bos=bos, special=special)
         stats.read_seconds = time.perf_counter() - began
     start = time.perf_counter()
-    reason, unread = "length", None
+    reason, unread, owed = "length", None, None
     with Decoder(session.model) as decoder:
         try:
             for i in range(max_tokens):
@@ -260,13 +265,14 @@ def _events(session, prompt, max_tokens, stops, bos, special, seed, room, read_l
                 stats.written += 1
                 stats.position = session.position
                 stats.write_seconds = time.perf_counter() - start
+                owed = session._owe(token)
                 yield Event(text, token, logprob, stats)
+                session._settle(owed)
                 if stopped:
                     reason = "stop"
                     break
         except GeneratorExit:
-            if unread is not None and read_last and not session.closed:
-                session._read_one(unread)
+            session._pay(owed, read=read_last)
             raise
         if unread is not None and read_last:
             session._read_one(unread)

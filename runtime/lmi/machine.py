@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from lmi._native import check, device_library, native, text_of
+from lmi._native import check, device_library, native, path_bytes, text_of
 from lmi.errors import InvalidArgument
 
 ISA_NAMES = ("auto", "ref", "avx2", "avxvnni", "avx512", "amx", "neon")  # by value of lmi_isa
 KV_TYPES = ("f16", "q8_0", "f32")  # by value of lmi_kv_type
 PLACEMENTS = ("ceiling", "contiguous", "true")  # by value of lmi_placement
+MOST_THREADS = 256  # that the library takes
 DEVICES = ("auto", "cpu", "cuda")  # by value of lmi_device
 
 
@@ -96,7 +96,7 @@ def find_device(index: int = 0) -> Device:
     ffi, lib = native()
     c, error = ffi.new("lmi_device_info *"), ffi.new("lmi_error *")
     library = device_library()
-    path = ffi.new("char[]", os.fsencode(library)) if library else ffi.NULL
+    path = ffi.new("char[]", path_bytes(library)) if library else ffi.NULL
     check(lib.lmi_device_find(index, path, c, error), error)
     driver, runtime = ((v // 1000, v % 1000 // 10) for v in (c.driver, c.runtime))
     return Device(text_of(c.name), c.index, (c.major, c.minor), driver, runtime, c.total_bytes, c.free_bytes)

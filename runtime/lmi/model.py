@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from lmi import errors
-from lmi._native import Handle, check, device_library, native, text_of
-from lmi.machine import ISA_NAMES, code_of, device_of, memory
-from lmi.plan import Plan, integer, make_plan
+from lmi._native import Handle, check, device_library, native, path_bytes, text_of
+from lmi.machine import ISA_NAMES, MOST_THREADS, code_of, device_of, memory
+from lmi.plan import MAX_INT32, Plan, integer, make_plan
 from lmi.text import utf8_blocks
 
 
@@ -123,21 +124,21 @@ class Model(Handle):
         ffi, lib = native()
         options = ffi.new("lmi_model_options *")
         lib.lmi_model_options_default(options)
-        options.n_threads = 0 if threads is None else integer(threads, "threads", 1, 1024)
+        options.n_threads = 0 if threads is None else integer(threads, "threads", 1, MOST_THREADS)
         options.isa = code_of(isa, ISA_NAMES, "isa")
         options.vocab_only = 1 if vocab_only else 0
         options.no_map = 0 if mmap else 1
         options.device, options.device_index = device_code, device_index
-        options.gpu_layers = -1 if gpu_layers is None else integer(gpu_layers, "gpu_layers", 0, 2**31 - 1)
+        options.gpu_layers = -1 if gpu_layers is None else integer(gpu_layers, "gpu_layers", 0, MAX_INT32)
         library = device_library()
-        path_of_library = ffi.new("char[]", os.fsencode(library)) if library else ffi.NULL
+        path_of_library = ffi.new("char[]", path_bytes(library)) if library else ffi.NULL
         options.device_library = path_of_library
         self._copying = Copying(progress)
         options.progress = self._copying.callback
         if not mmap and not vocab_only:
             _require_room(self.path)
         error, out = ffi.new("lmi_error *"), ffi.new("lmi_model **")
-        check(lib.lmi_model_open(os.fsencode(self.path), options, out, error), error)
+        check(lib.lmi_model_open(path_bytes(self.path), options, out, error), error)
         super().__init__(out[0], lib.lmi_model_close, "model")
         self._info: ModelInfo | None = None
         self._vocabulary: Vocabulary | None = None
@@ -191,15 +192,13 @@ class Model(Handle):
 
     def metadata(self, key: str, default=None):
         """The value of a metadata key: int, float, bool, str or a list of these; `default` if the file lacks it."""
-        for name, kind, count in self._metadata_keys():
-            if name == key:
-                return self._metadata_value(name, kind, count)
-        return default
+        names = [name for name, _, _ in self._metadata_keys()]
+        return self._metadata_value(names.index(key)) if key in names else default
 
     def metadata_items(self, max_elements: int | None = None) -> Iterator[tuple[str, str, object]]:
         """(key, type, value) of all metadata, in file order. Arrays are cut after `max_elements`."""
-        for name, kind, count in self._metadata_keys():
-            yield name, kind, self._metadata_value(name, kind, count, max_elements)
+        for i, (name, kind, _) in enumerate(self._metadata_keys()):
+            yield name, kind, self._metadata_value(i, max_elements)
 
     def tensors(self) -> Iterator[Tensor]:
         """The tensors of the file, in file order."""
@@ -224,24 +223,14 @@ class Model(Handle):
             self._keys = keys
         return self._keys
 
-    def _metadata_value(self, key: str, kind: str, count: int, max_elements: int | None = None):
-        parse = _parser(kind.removeprefix("array of "))
-        if not kind.startswith("array"):
-            return parse(self._metadata_text(key, 0))
-        n = count if max_elements is None else min(count, max_elements)
-        return [parse(self._metadata_text(key, i)) for i in range(n)]
-
-    def _metadata_text(self, key: str, element: int) -> str:
+    def _metadata_value(self, index: int, max_elements: int | None = None):
         ffi, lib = native()
-        needed, error = ffi.new("size_t *"), ffi.new("lmi_error *")
-        size = 256
-        while True:
-            text = ffi.new("char[]", size)
-            with self.use() as m:
-                check(lib.lmi_model_metadata_text(m, key.encode(), element, text, size, needed, error), error)
-            if needed[0] < size:
-                return bytes(ffi.buffer(text, needed[0])).decode("utf-8", "replace")
-            size = needed[0] + 1
+        c, error = ffi.new("lmi_metadata *"), ffi.new("lmi_error *")
+        with self.use() as m:
+            check(lib.lmi_model_get_metadata(m, index, c, error), error)
+            kind, n, data = text_of(c.type), c.n_elements, bytes(ffi.buffer(c.value, c.value_size))
+        values = _values(kind.removeprefix("array of "), n if max_elements is None else min(n, max_elements), data)
+        return values if kind.startswith("array") else values[0]
 
     # ---- tokens ----
 
@@ -285,6 +274,7 @@ class Model(Handle):
     def token_text(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of one token as they appear in text; b"" for an id outside the vocabulary."""
         ffi, lib = native()
+        token = integer(token, "a token id", -MAX_INT32, MAX_INT32)
         with self.use() as m:
             text = ffi.new("char[]", 64)
             n = lib.lmi_model_token_text(m, token, 1 if special else 0, text, 64)
@@ -295,13 +285,15 @@ class Model(Handle):
 
     def is_end(self, token: int) -> bool:
         """True if generation ends at this token: end of text, of turn, of message."""
+        token = integer(token, "a token id", -MAX_INT32, MAX_INT32)
         with self.use() as m:
             return bool(native()[1].lmi_model_is_end_token(m, token))
 
     @property
     def chat_template(self) -> str | None:
         """Source of the model's own chat template (Jinja), or None. Untrusted: render it with lmi.ChatTemplate."""
-        return self.metadata("tokenizer.chat_template")
+        source = self.metadata("tokenizer.chat_template")
+        return source if isinstance(source, str) else None
 
     # ---- sessions ----
 
@@ -378,12 +370,21 @@ class Copying:
             raise raised
 
 
-def _parser(kind: str):
-    if kind == "bool":
-        return lambda text: text in ("true", "1")
-    if kind.startswith("f"):
-        return float
-    return int if kind[:1] in "iu" else str
+_NUMBERS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q", "i64": "q"}
+_NUMBERS.update({"f32": "f", "f64": "d", "bool": "?"})
+
+
+def _values(kind: str, n: int, data: bytes) -> list:
+    """The first n elements of a metadata value, as the file has them. A f32 as the decimal that was meant: 1e-05."""
+    if kind == "string":
+        values, at = [], 0
+        for _ in range(n):
+            end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+            values.append(data[at + 8 : end].decode("utf-8", "replace"))
+            at = end
+        return values
+    values = list(struct.unpack_from(f"<{n}{_NUMBERS[kind]}", data))
+    return [float(f"{v:.9g}") for v in values] if kind == "f32" else values
 
 
 def require_model_file(path: str) -> None:

@@ -11,7 +11,7 @@ from lmi.formats import human_bytes, span
 from lmi.machine import KV_TYPES, PLACEMENTS, code_of
 from lmi.recall import fill, recall_of
 
-MAX_INT64 = 2**63 - 1
+MAX_INT64, MAX_INT32 = 2**63 - 1, 2**31 - 1
 MOST_DRAFT = 7  # tokens guessed ahead
 CEILING_SINKS = 100  # more sinks than this at one distance blur each other (LM-Infinite, table 4)
 
@@ -194,7 +194,7 @@ def session_options(
     o.importance = 1 if importance else 0
     o.draft = integer(draft, "draft", 0, MOST_DRAFT)
     o.all_hidden = 1 if all_hidden else 0
-    o.steer_rank = integer(steer_rank, "steer_rank", 0)
+    o.steer_rank = integer(steer_rank, "steer_rank", 0, MAX_INT32)
     kept = fill(
         o.recall,
         ffi,
@@ -242,4 +242,5 @@ def require_memory(model_pointer, plan: Plan, **options) -> None:
     if saving > 0:
         remedy = f"Smaller window: {window} saves {human_bytes(saving)}; or a smaller quant"
         raise OutOfMemory(text, remedy, window=window, saving=saving)
-    raise OutOfMemory(text, "Close other programs, or take a smaller model")
+    fewer = "Fewer sinks, or a smaller chunk" if plan.sinks > plan.window else "Close other programs, or take a smaller model"
+    raise OutOfMemory(text, fewer)

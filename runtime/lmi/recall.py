@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from lmi.errors import InvalidArgument
 KINDS = ("none", "topk", "surprise", "blocks")  # by value of lmi_recall
 _FORM = re.compile(r"(topk|surprise|blocks)(?::(\d{1,12})(?:x(\d{1,12}))?)?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+MOST_BYTES = 1 << 60  # more than any machine has
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
@@ -42,17 +42,19 @@ def recall_of(value) -> Recall | None:
 
 def size_of(value) -> int:
     """Bytes: a whole number, or "512M", "1.5G" (powers of 1024)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    n = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
-    if n <= 0:
+    if isinstance(value, int) and not isinstance(value, bool):
+        n = value
+    else:
+        found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+        n = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if not 0 < n <= MOST_BYTES:
         raise InvalidArgument(f"{value!r} is not a size", "Use bytes, or a number with K, M, G or T: 512M")
     return n
 
 
 def fill(o, ffi, recall: Recall | None, *, budget, layer, distance, decay, folder):
     """Into an lmi_recall_options. Returns what must live as long as it does."""
+    from lmi._native import path_bytes
     from lmi.plan import integer, real
 
     if recall is None:
@@ -72,6 +74,6 @@ def fill(o, ffi, recall: Recall | None, *, budget, layer, distance, decay, folde
         o.distance = integer(distance, "recall_distance", 1)
     if decay is not None:
         o.decay = real(decay, "recall_decay", 1e-9, 1.0)
-    name = None if folder is None else ffi.new("char[]", os.fsencode(folder))
+    name = None if folder is None else ffi.new("char[]", path_bytes(folder))
     o.folder = ffi.NULL if name is None else name
     return name

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lmi import errors
-from lmi._native import Handle, check, native
+from lmi._native import Handle, check, native, path_bytes
 from lmi.generate import Event, Result, Sampling, generate
 from lmi.machine import KV_TYPES, PLACEMENTS
-from lmi.plan import Plan, View, integer, plan_from, require_memory, session_options
+from lmi.plan import MAX_INT32, Plan, View, integer, plan_from, require_memory, session_options
 from lmi.recall import KINDS, Recall
 from lmi.steer import Steer, apply, load, resolve
 from lmi.text import utf8_blocks
@@ -78,6 +78,7 @@ class Session(Handle):
         self._position = 0
         self._n_read, self._token, self._logprob = ffi.new("size_t *"), ffi.new("int32_t *"), ffi.new("float *")
         self._one = ffi.new("int32_t[1]")
+        self._owed = None  # int32_t[1]: a token that a stream has given out and not read yet
         self.seed: int | None = None  # of the last sampling that was set
         self.steers: list[tuple[Steer, float]] = []
         if steers:
@@ -127,7 +128,9 @@ class Session(Handle):
 
     def _read(self, tokens, n: int) -> None:
         """Reads n ids of an int32_t *. One native call: Python gets its turn, for signals, after each chunk."""
-        ffi, lib = native()
+        _, lib = native()
+        if self._owed is not None and tokens is not self._owed:
+            self._read(self._owed, 1)
         with self._use as s:
             status = lib.lmi_session_read(s, tokens, n, self._n_read, self._error)
             self._position = lib.lmi_session_position(s)
@@ -135,6 +138,33 @@ class Session(Handle):
                 if status == -8:
                     lib.lmi_session_clear_cancel(s)
                 check(status, self._error)
+            self._owed = None
+
+    def _owe(self, token: int):
+        """A stream gives out a token: it is read with whatever is read next, in its place in the text."""
+        self._owed = native()[0].new("int32_t[1]", [token])
+        return self._owed
+
+    def _settle(self, owed) -> None:
+        """The stream goes on and reads the token itself."""
+        if self._owed is not owed:
+            raise errors.InvalidArgument(
+                "the session was used for something else while it streamed", "Open a session for each stream"
+            )
+        self._owed = None
+
+    def _pay(self, owed, read: bool) -> None:
+        """The stream that owes is left behind, perhaps by the garbage collector, where nobody hears of an error: what cannot be
+        read now is read next."""
+        if owed is None or self._owed is not owed:
+            return
+        try:
+            if read:
+                self._read(owed, 1)
+            else:
+                self._owed = None
+        except (errors.Error, ReferenceError):  # ReferenceError: the session is being collected, too
+            pass
 
     def read_token(self, token: int) -> None:
         """Reads one id."""
@@ -186,6 +216,8 @@ class Session(Handle):
 
     def set_sampling(self, sampling: Sampling | None = None, **options) -> Sampling:
         """Sets how `sample` draws, and starts its random numbers anew. Returns what is in force, the seed included."""
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise errors.InvalidArgument(f"sampling must be a Sampling, not {type(sampling).__name__}")
         sampling = (sampling or Sampling.for_model(self.model)).but(**options).seeded()
         c = sampling.as_native()
         with self._use as s:
@@ -208,7 +240,7 @@ class Session(Handle):
         with self._use as s:
             pointer = lib.lmi_session_logits(s, integer(row, "row", -1))
         if not pointer:
-            raise errors.InvalidArgument("there are no logits for this row", "Read a token first; rows need all_logits")
+            raise _no_logits()
         return self._floats(pointer, self._n_vocab)
 
     def hidden(self, row: int = -1):
@@ -243,9 +275,14 @@ class Session(Handle):
         return view
 
     def nll(self, token: int, row: int = -1) -> float:
-        """Minus the natural logarithm of the probability of `token` after the last token read (or after `row`)."""
+        """Minus the natural logarithm of the probability of `token` after the last token read (or after `row`); infinity for an
+        id outside the vocabulary. Raises InvalidArgument if there is no such row."""
+        token, row = integer(token, "a token id", -MAX_INT32, MAX_INT32), integer(row, "row", -1)
+        lib = native()[1]
         with self._use as s:
-            return native()[1].lmi_session_nll(s, row, token)
+            if not lib.lmi_session_logits(s, row):
+                raise _no_logits()
+            return lib.lmi_session_nll(s, row, token)
 
     def _nll_rows(self, tokens, first: int, n: int) -> list[float]:
         """NLL of tokens[1 : n + 1] of an int32_t * in rows first, first + 1, ... of the last read; first -1: its last row."""
@@ -338,7 +375,11 @@ class Session(Handle):
         lib = native()[1]
         with self._use as s:
             check(lib.lmi_session_rewind(s, integer(position, "position", 0), self._error), self._error)
-            self._position = lib.lmi_session_position(s)
+            self._moved(s)
+
+    def _moved(self, pointer) -> None:
+        self._position = native()[1].lmi_session_position(pointer)
+        self._owed = None
 
     # ---- keeping it ----
 
@@ -360,15 +401,17 @@ class Session(Handle):
     def restore(self, snapshot: Snapshot) -> None:
         """Back to a snapshot of a session with the same model and options; else StateError and nothing has changed."""
         ffi, lib = native()
+        if not isinstance(snapshot, Snapshot):
+            raise errors.InvalidArgument(f"a Snapshot is restored, not {type(snapshot).__name__}", "Session.snapshot makes one")
         with self._use as s:
             data = snapshot._data
             check(lib.lmi_session_state_read(s, ffi.from_buffer(data), len(data), self._error), self._error)
-            self._position = lib.lmi_session_position(s)
+            self._moved(s)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the timeline to a file: whole or not at all. Raises OutputError."""
         with self._use as s:
-            status = native()[1].lmi_session_save(s, os.fsencode(path), self._error)
+            status = native()[1].lmi_session_save(s, path_bytes(path), self._error)
             if status == -2:
                 status = -10  # not the reader's fault: it is an output
             check(status, self._error)
@@ -377,8 +420,8 @@ class Session(Handle):
         """Reads such a file back. Raises StateError or FileFormatError if it does not fit, and nothing has changed."""
         lib = native()[1]
         with self._use as s:
-            check(lib.lmi_session_load(s, os.fsencode(path), self._error), self._error)
-            self._position = lib.lmi_session_position(s)
+            check(lib.lmi_session_load(s, path_bytes(path), self._error), self._error)
+            self._moved(s)
 
     # ---- stopping ----
 
@@ -395,12 +438,16 @@ class Session(Handle):
             return native()[1].lmi_session_hot_allocations(s)
 
 
+def _no_logits() -> errors.InvalidArgument:
+    return errors.InvalidArgument("there are no logits for this row", "Read a token first; rows need all_logits")
+
+
 def state_options(path: str | os.PathLike) -> dict:
     """The options that a state file was saved with, as `Model.session` takes them."""
     ffi, lib = native()
     c, error = ffi.new("lmi_session_options *"), ffi.new("lmi_error *")
     lib.lmi_session_options_default(c)
-    check(lib.lmi_state_file_options(os.fsencode(path), c, error), error)
+    check(lib.lmi_state_file_options(path_bytes(path), c, error), error)
     options = {
         "window": c.window,
         "sinks": c.sinks,

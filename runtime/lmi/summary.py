@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lmi.formats import duration, human_bytes, human_count, rate
+from lmi.formats import duration, human_bytes, human_count, one_line, rate
 
 # general.file_type of GGUF: what the maker says most weights are.
 _FILE_TYPES = {
@@ -26,9 +26,9 @@ def tensor_mix(model) -> list[tuple[str, int, int]]:
 
 def quant_name(model, mix=None) -> str:
     """ "Q4_K_M" as the file says, else the type that most bytes have."""
-    named = _FILE_TYPES.get(model.metadata("general.file_type"))
-    if named:
-        return named
+    named = model.metadata("general.file_type")
+    if isinstance(named, int) and named in _FILE_TYPES:
+        return _FILE_TYPES[named]
     mix = mix or tensor_mix(model)
     return mix[0][0] if mix else "no weights"
 
@@ -37,11 +37,10 @@ def model_name(model) -> str:
     """ "Qwen3 8B": the file's own name and size, else its file name."""
     import os
 
-    name = model.metadata("general.name") or os.path.basename(model.path).removesuffix(".gguf")
-    size = model.metadata("general.size_label") or ""
-    if not isinstance(size, str) or size.lower() in name.lower():
-        size = ""
-    return " ".join(f"{name} {size}".split())[:80]
+    name, size = (v if isinstance(v, str) else "" for v in map(model.metadata, ("general.name", "general.size_label")))
+    name = name or os.path.basename(os.fsdecode(model.path)).removesuffix(".gguf")
+    size = "" if size.lower() in name.lower() else size
+    return one_line(" ".join(f"{name} {size}".split())[:80])
 
 
 def device_text(info, plan=None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
@@ -11,7 +12,7 @@ from lmi.errors import InvalidArgument, PromptError
 
 BLOCK = 4096  # bytes given to the tokenizer at once: about a thousand tokens, so that progress is shown as it is
 CHECK_BLOCK = 1 << 20
-ANONYMOUS = "text"  # what text without a file is called in messages
+ANONYMOUS, PIPED, TYPED = "text", "standard input", "the text that was typed"  # what text without a file is called in messages
 
 
 def blocks_of(source, size: int = BLOCK) -> Iterator[bytes | str]:
@@ -55,7 +56,8 @@ def utf8_blocks(source, *, name: str = ANONYMOUS, errors: str = "strict", size: 
                 continue
             start, held = False, b""
             if block[:2] in (b"\xff\xfe", b"\xfe\xff") and errors == "strict":
-                raise PromptError(f"{name} is UTF-16, not UTF-8", f"Try: iconv -f utf-16 -t utf-8 {name}")
+                wide = "32" if block[:4] == b"\xff\xfe\0\0" else "16"
+                raise PromptError(f"{name} is UTF-{wide}, not UTF-8", _iconv(name, f"utf-{wide}"))
             if block[:3] == b"\xef\xbb\xbf":
                 block, offset = block[3:], 3
         try:
@@ -97,11 +99,19 @@ def _refuse(e: UnicodeDecodeError, name: str, base: int, line: int):
     bad = e.object[e.start]
     line += e.object[: e.start].count(b"\n")
     what = f"{name} is not UTF-8: byte 0x{bad:02X} at offset {base + e.start:,} (line {line:,})"
+    remedy = _iconv(name, "latin1")
     if name == ANONYMOUS:
         remedy = "Pass errors='replace' to read it anyway"
-    else:
-        remedy = f"Try: iconv -f latin1 -t utf-8 {name}, or --errors replace"
+    elif name != TYPED:
+        remedy += ", or --errors replace"
     raise PromptError(what, remedy, base + e.start) from None
+
+
+def _iconv(name: str, encoding: str) -> str:
+    convert = f"iconv -f {encoding} -t utf-8"
+    if name == TYPED:
+        return "Give it as a file, with --prompt"
+    return f"Send it through: {convert}" if name in (PIPED, ANONYMOUS) else f"Try: {convert} {shlex.quote(name)}"
 
 
 def typed(text: str) -> str:
@@ -110,7 +120,7 @@ def typed(text: str) -> str:
         text.encode()
         return text
     except UnicodeEncodeError:
-        return b"".join(utf8_blocks(os.fsencode(text), name="the text that was typed")).decode()
+        return b"".join(utf8_blocks(os.fsencode(text), name=TYPED)).decode()
 
 
 def looks_binary(sample: bytes) -> bool:
@@ -129,7 +139,7 @@ class TextFile:
         self, path: str | os.PathLike | None, *, stream=None, errors: str = "strict", waiting=nullcontext, kind: str = "prompt"
     ):
         self.waiting = waiting
-        self.name = "standard input" if path is None else os.fspath(path)
+        self.name = PIPED if path is None else os.fspath(path)
         self.errors = errors
         self.done = 0
         self.binary = False

@@ -2,10 +2,12 @@
 
 import io
 import math
+import time
 
 import lmi
 import numpy as np
 import pytest
+from lmi import selftest
 from lmi.tokens import Reader
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
@@ -28,11 +30,21 @@ def test_what_a_model_is(model, tiny):
     assert model.metadata("tokenizer.ggml.tokens")[:3] == ["<unk>", "<s>", "</s>"]
     items = {key: value for key, _, value in model.metadata_items(5)}
     assert len(items) == info.n_metadata and len(items["tokenizer.ggml.scores"]) == 5
+
     tensors = list(model.tensors())
     assert len(tensors) == info.n_tensors == 2 * 9 + 3
     assert tensors[0].name == "token_embd.weight" and tensors[0].shape == (64, info.n_vocab) and tensors[0].type == "Q8_0"
     assert sum(t.n_bytes for t in tensors) == info.weight_bytes
     assert model.chat_template is None
+
+
+def test_metadata_of_a_large_vocabulary(chat):
+    """Arrays of strings are read once through, not from their beginning for each element."""
+    words = [f"word {i}" for i in range(50_000)]
+    began = time.monotonic()
+    with lmi.Model(chat(None, ("x.words", (selftest.ARRAY, selftest.STRING), words)), vocab_only=True) as m:
+        assert m.metadata("x.words") == words
+    assert time.monotonic() - began < 3
 
 
 def test_tokens_there_and_back(model):

@@ -53,6 +53,8 @@ def refused(done, code: int, *fragments: str) -> None:
         (["run", "MODEL", "--text", "a", "--raw", "--template", "x"], "exclude each other"),
         (["run", "MODEL", "--resume", "--text", "a"], "--resume needs --load-state"),
         (["run", "MODEL", "--text", "a", "--save-answer"], "--save-answer needs --save-state"),
+        (["run", "MODEL", "--text", "a", "--threads", "257"], "--threads"),
+        (["run", "MODEL", "--text", "a", "--recall", "blocks", "--recall-budget", "999999999999T"], "is not a size"),
         (["run", "MODEL", "--prompt", "-", "--prompt", "-"], "only once"),
         (["run", "MODEL", "--text", "a", "--template-arg", "x"], "NAME=VALUE"),
         (["tokenize", "MODEL", "--text", "a", "--prompt", "b"], "not both"),
@@ -227,6 +229,13 @@ def test_control_bytes_pass_and_binary_files_are_pointed_out(lmi, tiny, tmp_path
     assert done.code == 0 and "looks like a binary file" in done.err
 
 
+def test_remedies_for_text_without_a_name(lmi, tiny, tmp_path):
+    refused(lmi("run", tiny, "-q", input=b"caf\xe9"), 7, "standard input is not", "through: iconv -f latin1", "--errors")
+    refused(lmi("run", tiny, "-q", "--text", b"caf\xe9".decode("utf-8", "surrogateescape")), 7, "typed is not", "--prompt")
+    (tmp_path / "a b.txt").write_bytes("abc".encode("utf-32"))
+    refused(lmi("run", tiny, "-q", "--prompt", "a b.txt", cwd=tmp_path), 7, "UTF-32", "utf-32 -t utf-8 'a b.txt'")
+
+
 # ---- output: 8, 141 ----
 
 
@@ -237,6 +246,9 @@ def test_full_disk(lmi, tiny):
             assert done.code == 8 and done.err.startswith("error: cannot write to standard output: no space left")
         for command in (("info", tiny), ("tokenize", tiny, "--text", "a"), ("perplexity", tiny, __file__), ("doctor",)):
             assert lmi(*command, stdout=full).code == 8, command
+        for command in (("--help",), ("run", "--help"), ("--version",)):  # which click prints
+            done = lmi(*command, stdout=full)
+            assert done.code == 8 and done.err.startswith("error: cannot write to standard output"), command
 
 
 @pytest.mark.parametrize("arguments", [("tokenize",), ("run", "-n", "100000", "--temp", "0", "-q")])
@@ -245,6 +257,15 @@ def test_closed_pipe_is_silent(lmi_command, tiny, book, arguments):
     line = f"{shell} | head -c 10; echo ${{PIPESTATUS[0]}} >&2"
     done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=100, check=False)
     assert done.stderr.decode().strip() == "141" and len(done.stdout) == 10
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
+def test_help_into_a_closed_pipe(lmi, arguments):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as pipe:
+        done = lmi(*arguments, stdout=pipe)
+    assert done.code == 141 and done.err == ""
 
 
 def test_closed_streams(lmi, tiny):

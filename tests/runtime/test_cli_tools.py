@@ -268,3 +268,46 @@ def test_selftest_takes_seconds():
     began = time.process_time()
     assert all(o.passed for o in selftest.run())
     assert time.process_time() - began < 10
+
+
+# ---- files of strangers ----
+
+ESCAPE = "\x1b[2J\x1b]0;x\x07\x9b1m\r"
+
+
+def test_names_in_a_file_move_no_terminal(lmi, chat):
+    path = chat("{{ raise_exception('" + ESCAPE + "') }}", (f"k{ESCAPE}", selftest.STRING, ESCAPE))
+    path.write_bytes(path.read_bytes().replace(b"lmi self-test", b"evil\x1b[2J\x07\xc2\x9b1m"))
+    for command in (("info", path, "--metadata", "--tensors"), ("run", path, "--text", "a", "-n", 1), ("bench", path, "-r", 1)):
+        done = lmi(*command, *(("-p", 8, "-n", 0) if command[0] == "bench" else ()))
+        assert done.code == 0 and "evil" in done.err + done.text
+        shown = set(done.err + (done.text if command[0] != "run" else "")) - {"\n"}
+        assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in shown), command
+
+
+def test_metadata_of_other_types_than_usual(lmi, chat):
+    """A size that is true, a file type and a template that are lists: shown, not stumbled over."""
+    keys = [("general.size_label", selftest.BOOL, True)]
+    keys += [(k, (selftest.ARRAY, selftest.STRING), ["a"]) for k in ("general.file_type", "tokenizer.chat_template")]
+    path = chat(None, *keys)
+    done = lmi("info", path, "--metadata")
+    assert done.code == 0 and "Q8_0" in done.text and "template    none" in done.text
+    assert lmi("run", path, "--text", "a", "-n", 1).code == 0
+
+
+def test_check_tensors(lmi, tiny, tmp_path):
+    assert "all values finite" in lmi("info", tiny, "--check-tensors").text
+    data = bytearray(tiny.read_bytes())
+    with package.Model(tiny) as m:
+        tensors = {t.name: t for t in m.tensors()}
+    norm, matrix = tensors["output_norm.weight"], tensors["blk.1.ffn_down.weight"]
+    data[norm.offset + 4 * 5 : norm.offset + 4 * 6] = np.float32(np.nan).tobytes()
+    assert matrix.type == "Q8_0" and matrix.shape[0] % 32 == 0
+    block = matrix.offset + 34 * (3 * (matrix.shape[0] // 32) + 1)  # of row 3, the second
+    data[block : block + 2] = np.float16(np.inf).tobytes()
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data)
+    done = lmi("info", path, "--check-tensors")
+    assert done.code == 3 and "2 of 21 tensors" in done.err
+    assert "output_norm.weight: a value is not finite, first in row 0, column 5" in done.text
+    assert "blk.1.ffn_down.weight: 32 values are not finite, first in row 3, column 32" in done.text

@@ -1,10 +1,12 @@
 """Stop texts and sampling options."""
 
+import math
+
 import lmi
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lmi.generate import StopTexts
+from lmi.generate import _MORE_THAN_0, _RANGES, Sampling, StopTexts
 from lmi.selftest import F32, I32, U32
 
 
@@ -108,3 +110,23 @@ def test_seed_is_told_and_repeats(session):
     other = session.generate(max_tokens=12, seed=used.seed + 1)
     assert one.tokens == two.tokens != other.tokens
     assert one.stats.seed == used.seed
+
+
+def test_a_file_with_values_out_of_range_can_be_used(chat):
+    """What the library would refuse is passed over, not only what Python would."""
+    odd = [("temp", 500.0), ("top_p", 0.0), ("penalty_repeat", 50.0), ("min_p", math.nan)]
+    path = chat(None, *((f"general.sampling.{key}", F32, value) for key, value in odd))
+    with lmi.Model(path) as m:
+        assert Sampling.for_model(m) == Sampling()
+        assert m.complete("the", max_tokens=2).stats.written == 2
+
+
+@pytest.mark.parametrize(
+    "option", [{"temperature": 100.5}, {"top_p": 0}, {"typical_p": 0}, {"repeat_penalty": 11}, {"repeat_penalty": 0}]
+)
+def test_ranges_are_the_library_s(session, option):
+    with pytest.raises(lmi.InvalidArgument):
+        Sampling().but(**option)
+    name = next(iter(option))
+    for value in _RANGES[name]:
+        session.set_sampling(Sampling().but(**{name: max(value, 1e-30) if name in _MORE_THAN_0 else value}))

@@ -299,3 +299,66 @@ def test_every_status_of_the_header_has_its_exception(native):
     statuses = set(ffi.typeof("lmi_status").elements) - {0}
     assert statuses == set(_BY_STATUS)
     assert isinstance(from_status(-99, ""), InternalError)
+
+
+def test_a_model_that_cannot_be_closed_closes_nothing(open_model):
+    with open_model.session(window=64, chunk=512) as s:
+        entered = threading.Event()
+        thread, outcome = in_thread(lambda: s.feed(TEXT * 300, progress=lambda _: entered.set()))
+        assert entered.wait(20)
+        with pytest.raises(lmi.SessionBusy):
+            while thread.is_alive():  # between two native calls the session is idle, its encoder too: only then it may close
+                with s._guard:
+                    if s._users:
+                        open_model.close()
+        thread.join(20)
+        assert isinstance(outcome[0], int) and not open_model.closed and not s.closed
+
+
+def test_a_path_with_a_nul_is_no_path(open_model, tmp_path):
+    with open_model.session() as s:
+        s.feed(TEXT)
+        for call in (s.save, s.load):
+            with pytest.raises(lmi.InvalidArgument, match="NUL"):
+                call(f"{tmp_path}/state\0.txt")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(lmi.InvalidArgument, match="NUL"):
+        open_model.plan(recall="blocks", recall_folder=f"{tmp_path}\0")
+
+
+# ---- streams left behind ----
+
+
+def test_what_was_given_out_stands_before_what_is_read_next(open_model):
+    """Whatever becomes of the generator: kept, collected later, or collected with its session."""
+    with open_model.session() as expected, open_model.session() as s:
+        tokens = [e.token for e in expected.stream(TEXT, max_tokens=3, temperature=0) if e.token is not None]
+        expected.feed("and on")
+        stream = s.stream(TEXT, max_tokens=9, temperature=0)
+        assert [next(stream).token for _ in range(3)] == tokens
+        s.feed("and on")
+        assert s.position == expected.position and (s.logits() == expected.logits()).all()
+        with pytest.raises(lmi.InvalidArgument, match="something else while it streamed"):
+            next(stream)
+        del stream
+        assert s.position == expected.position
+
+
+def test_streams_and_sessions_are_collected_without_a_word(open_model, capfd):
+    s = open_model.session()
+    s.stream_of_its_own = s.stream(TEXT, max_tokens=9)
+    next(s.stream_of_its_own)
+    s.itself = s
+    del s
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_stream_that_was_taken_back_does_not_go_on(open_model):
+    with open_model.session() as s:
+        stream = s.stream(TEXT, max_tokens=9)
+        next(stream)
+        position = s.position
+        s.rewind(1)
+        stream.close()
+        assert s.position == position - 1

@@ -13,7 +13,7 @@ import sys
 import time
 
 from lmi.errors import OutputError
-from lmi.formats import duration
+from lmi.formats import duration, one_line
 
 PER_SECOND = 10  # redraws of the moving line
 QUIET_STEP = 60.0  # seconds between plain lines
@@ -53,27 +53,29 @@ class Console:
     def note(self, text: str = "") -> None:
         """A line about the run; not with --quiet."""
         if not self.quiet:
-            self._line(self.style(text, GREY))
+            self._line(text, GREY)
 
     def detail(self, text: str) -> None:
         """A line for --verbose."""
         if self.verbose:
-            self._line(self.style(text, GREY))
+            self._line(text, GREY)
 
     def warn(self, text: str, remedy: str = "") -> None:
         """Something the user should know although the run goes on; also with --quiet."""
-        self._line(self.style("warning: ", YELLOW) + text)
-        if remedy:
-            self._line("  " + remedy)
+        self._labelled("warning: ", YELLOW, text, remedy)
 
     def error(self, text: str, remedy: str = "") -> None:
-        self._line(self.style("error: ", RED) + text)
-        if remedy:
-            self._line("  " + remedy)
+        self._labelled("error: ", RED, text, remedy)
 
-    def _line(self, text: str) -> None:
+    def _labelled(self, label: str, code: str, text: str, remedy: str) -> None:
         self.clear()
-        self._put(text + "\n")
+        self._put(self.style(label, code) + one_line(text) + "\n")
+        if remedy:
+            self._put("  " + one_line(remedy) + "\n")
+
+    def _line(self, text: str, code: str) -> None:
+        self.clear()
+        self._put(self.style(one_line(text), code) + "\n")
 
     def _put(self, text: str) -> None:
         if not self.unicode:

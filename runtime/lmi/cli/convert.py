@@ -12,6 +12,7 @@ from lmi.cli.console import Progress
 from lmi.cli.options import output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes, human_count
+from lmi.machine import MOST_THREADS
 
 
 @click.command(short_help="Turn a checkpoint folder into a GGUF file.")
@@ -48,7 +49,7 @@ from lmi.formats import duration, human_bytes, human_count
     "--allow-pickle", is_flag=True, help="Also read pickled weights (.bin): only of people whom you trust with this machine."
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Convert NaN and infinite weights as they are.")
-@click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]")
+@click.option("-t", "--threads", type=click.IntRange(1, MOST_THREADS), help="Worker threads. [default: one per core]")
 @output_options(quiet=("--quiet",))
 def convert(
     console, folder, output, quant, tensor_types, imatrix, dry_run, force, name, pre, allow_pickle, allow_nonfinite, threads

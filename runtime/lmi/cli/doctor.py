@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 
 import click
 
@@ -74,7 +73,8 @@ def doctor(console, as_json):
         console.warn(w, "Install lmi again")
     if not passed:
         console.error("the self-test failed", "Please report what is above, with the model of the processor")
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _packages() -> list[str]:

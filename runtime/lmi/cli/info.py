@@ -8,6 +8,7 @@ import json
 import click
 
 from lmi import errors
+from lmi.cli.console import Progress
 from lmi.cli.options import (
     model_argument,
     model_options,
@@ -18,7 +19,7 @@ from lmi.cli.options import (
     window_tokens,
 )
 from lmi.cli.signals import Interrupts
-from lmi.formats import human_bytes
+from lmi.formats import human_bytes, one_line
 from lmi.summary import context_text, device_lines, device_text, info_lines, quant_name, tensor_mix
 
 SHOWN = 8  # elements of an array
@@ -28,6 +29,9 @@ SHOWN = 8  # elements of an array
 @model_argument
 @click.option("--metadata", "show_metadata", is_flag=True, help="All keys of the file.")
 @click.option("--tensors", "show_tensors", is_flag=True, help="All tensors of the file.")
+@click.option(
+    "--check-tensors", is_flag=True, help="Decode all weights and look for NaN and infinities; exit code 3 if there are."
+)
 @click.option("--template", "show_template", is_flag=True, help="Only the chat template, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @session_options
@@ -35,7 +39,19 @@ SHOWN = 8  # elements of an array
 @model_options
 @output_options
 def info(
-    model, console, show_metadata, show_tensors, show_template, as_json, window, sinks, kv_type, chunk, recalling, **opening
+    model,
+    console,
+    show_metadata,
+    show_tensors,
+    check_tensors,
+    show_template,
+    as_json,
+    window,
+    sinks,
+    kv_type,
+    chunk,
+    recalling,
+    **opening,
 ):
     """Show what a model file holds and what it would need.
 
@@ -43,6 +59,7 @@ def info(
       lmi info model.gguf
       lmi info model.gguf --window 32768 --kv-type q8_0
       lmi info model.gguf --metadata --tensors
+      lmi info model.gguf --check-tensors
 
     The memory plan is what `lmi run` with the same options would take, for a text of any length.
     """
@@ -64,11 +81,14 @@ def info(
         if not m.info.vocab_only:
             options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}
             plan = m.plan(**{k: v for k, v in options.items() if v is not None}, **recalling)
+        if check_tensors:
+            _check(console, m)
+            return
         if as_json:
             console.line(json.dumps(_record(m, mix, plan, show_metadata, show_tensors), ensure_ascii=False))
             return
         for line in info_lines(m, mix) + _template_lines(m) + _plan_lines(m, plan, kv_type):
-            console.line(line)
+            console.line(one_line(line))
         if why:
             console.line(f"cannot run  {why.message}" if m.info.n_tensors else "cannot run  vocabulary only: it has no weights")
         if show_metadata:
@@ -130,14 +150,30 @@ def _metadata(console, m) -> None:
         else:
             shown = json.dumps(value, ensure_ascii=False)
             shown = shown if len(shown) <= 200 else shown[:200] + f"... {len(value):,} characters"
-        console.line(f"{key} = {shown}  ({kind})")
+        console.line(one_line(f"{key} = {shown}  ({kind})"))
 
 
 def _tensors(console, m) -> None:
     console.line()
     for t in m.tensors():
         shape = " x ".join(map(str, t.shape))
-        console.line(f"{t.name:40}  {t.type:8}  {shape:>20}  {human_bytes(t.n_bytes):>10}  at {t.offset:,}")
+        console.line(one_line(f"{t.name:40}  {t.type:8}  {shape:>20}  {human_bytes(t.n_bytes):>10}  at {t.offset:,}"))
+
+
+def _check(console, m) -> None:
+    from lmi.weights import not_finite
+
+    bar, n = Progress(console, "checking", m.info.file_bytes, unit="MiB"), 0
+    for tensor, first, count in not_finite(m, lambda done: bar.show(done, done >> 20)):
+        n += 1
+        row, column = divmod(first, tensor.shape[0])
+        many = f"{count:,} values are" if count > 1 else "a value is"
+        console.line(one_line(f"{tensor.name}: {many} not finite, first in row {row:,}, column {column:,}"))
+    console.clear()
+    if n:
+        text = f"{n:,} of {m.info.n_tensors:,} tensors hold values that are not finite"
+        raise errors.FileFormatError(text, "Download the file again; if they stay, its maker has to know")
+    console.line(f"{m.info.n_tensors:,} tensors, all values finite")
 
 
 def _record(m, mix, plan, show_metadata: bool, show_tensors: bool) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 
@@ -19,9 +20,9 @@ def run(arguments: list[str]) -> int:
 
     from lmi.cli.console import ClosedPipe, Console, Interrupted, silence
     from lmi.cli.group import lmi
-    from lmi.errors import Error
+    from lmi.errors import Error, OutputError
 
-    debug = "--debug" in arguments
+    debug, standard_output = "--debug" in arguments, sys.stdout
     try:
         result = lmi.main(arguments, prog_name="lmi", standalone_mode=False)
         if sys.stdout is not None:
@@ -41,6 +42,17 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         silence(sys.stdout)
         return 141
+    except SystemExit:
+        if sys.stdout is standard_output:
+            raise
+        silence(standard_output)  # click printed help or version into a closed pipe, and has put something else in its place
+        return 141
+    except OSError as e:
+        if e.filename is not None or e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            return _internal(e, arguments)
+        silence(sys.stdout)
+        Console(color=_color(arguments)).error(f"cannot write to standard output: {e.strerror}")
+        return OutputError.exit_code
     except Error as e:
         if debug:
             raise
@@ -50,11 +62,17 @@ def run(arguments: list[str]) -> int:
         Console(color=_color(arguments)).error(e.message, remedy)
         return e.exit_code
     except Exception as e:
-        if debug:
-            raise
-        text = f"internal error ({type(e).__name__}: {' '.join(str(e).split())[:300]})"
-        Console(color=_color(arguments)).error(text, "Please report it; run with --debug for details")
-        return 1
+        return _internal(e, arguments)
+
+
+def _internal(e: Exception, arguments: list[str]) -> int:
+    from lmi.cli.console import Console
+
+    if "--debug" in arguments:
+        raise e
+    text = f"internal error ({type(e).__name__}: {' '.join(str(e).split())[:300]})"
+    Console(color=_color(arguments)).error(text, "Please report it; run with --debug for details")
+    return 1
 
 
 def _color(arguments: list[str]) -> str:

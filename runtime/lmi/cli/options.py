@@ -9,7 +9,7 @@ import click
 
 from lmi.cli.console import Console, Progress
 from lmi.errors import InvalidArgument
-from lmi.machine import ISA_NAMES, KV_TYPES, device_of
+from lmi.machine import ISA_NAMES, KV_TYPES, MOST_THREADS, device_of
 
 OPENING = ("threads", "device", "gpu_layers", "isa", "no_mmap")  # names of what model_options gives
 
@@ -108,7 +108,9 @@ def model_options(function):
     return _all(
         function,
         [
-            click.option("-t", "--threads", type=click.IntRange(1, 1024), help="Worker threads. [default: one per core]"),
+            click.option(
+                "-t", "--threads", type=click.IntRange(1, MOST_THREADS), help="Worker threads. [default: one per core]"
+            ),
             click.option("--device", type=Device(), default="auto", help="Where to run. [default: a GPU if there is one]"),
             click.option(
                 "--gpu-layers", type=Layers(), help="Layers that the GPU runs, the last ones. [default: as many as fit]"

@@ -12,6 +12,7 @@ from lmi.cli.console import Console, Progress
 from lmi.cli.options import output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes
+from lmi.machine import MOST_THREADS
 
 
 @click.command(short_help="Write a GGUF file with smaller weights.")
@@ -24,7 +25,7 @@ from lmi.formats import duration, human_bytes
     "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="Another type for tensors whose name matches."
 )
 @click.option("--imatrix", type=click.Path(), metavar="FILE", help="Importance of columns, as collected from a text.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Worker threads. [default: one per core]")
+@click.option("-t", "--threads", type=click.IntRange(1, MOST_THREADS), help="Worker threads. [default: one per core]")
 @click.option("--allow-requantize", is_flag=True, help="No warning where weights have been quantized before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")

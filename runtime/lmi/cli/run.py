@@ -211,7 +211,8 @@ class Run:
             for read in (self.path, *self.o["files"]):
                 if os.path.exists(read) and os.path.samefile(path, read):
                     raise errors.OutputError(f"{path} is read here: a state would replace it", "Choose another name")
-            same = self.o["load_state"] and os.path.exists(self.o["load_state"]) and os.path.samefile(path, self.o["load_state"])
+            loaded = self.o["load_state"]
+            same = loaded and os.path.exists(loaded) and os.path.samefile(path, loaded)
             if not self.o["force"] and not same:
                 raise errors.OutputError(f"{path} exists already", "--force overwrites it")
         folder = os.path.dirname(path) or "."

@@ -12,7 +12,7 @@ from lmi import errors
 from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import model_argument, model_options, open_model, open_text, output_options
 from lmi.cli.signals import Interrupts
-from lmi.formats import human_bytes
+from lmi.formats import human_bytes, one_line
 
 
 @click.group(short_help="Learn a style from labelled texts, for --steer.")
@@ -143,4 +143,4 @@ def info(file, as_json, console):
 
 def _shown(text: str) -> str:
     """The file may come from anywhere, and this goes to a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+    return one_line(text[:200])
