@@ -154,6 +154,26 @@ def test_a_signal_while_something_is_freed():
         sys.unraisablehook = before
 
 
+def test_the_second_signal_leaves_no_partial_files(tmp_path):
+    """Here while the main thread is not even in a step of Python's."""
+    target, link = tmp_path / "out [1]", tmp_path / "link"
+    link.symlink_to(target)
+    others = {f"{target}.partial-1-aa", str(link)}
+    code = f"""
+import os, signal, time
+from lmi.cli.signals import Interrupts
+with Interrupts(None, {str(link)!r}) as stop, stop.gently(None):
+    for name in ({str(target)!r} + f".partial-{{os.getpid()}}-aa", {str(target)!r} + ".partial-1-aa"):
+        open(name, "w").close()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    time.sleep(5)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 130
+    assert {str(p) for p in tmp_path.iterdir()} == others
+
+
 class Failing:
     def __init__(self):
         self.cycle = 1

@@ -66,7 +66,7 @@ def convert(
     lmi_convert = _converter()
     output = output or _default_output(folder, quant)
     began = time.monotonic()
-    with Interrupts():
+    with Interrupts(output):
         for stale in lmi_convert.writer.stale_partials(output):
             console.warn(f"{stale} was left by a run that was killed more than a day ago", f"Remove it: rm {stale}")
         bar = None

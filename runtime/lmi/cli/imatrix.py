@@ -51,7 +51,7 @@ def imatrix(model, files, output, console, max_tokens, force, on_error, window, 
 
     output = output or os.path.basename(model).removesuffix(".gguf") + ".imatrix.gguf"
     began = time.monotonic()
-    with Interrupts() as stop, ExitStack() as scope:
+    with Interrupts(output) as stop, ExitStack() as scope:
         texts = [open_text(file, on_error, stop) for file in files]
         with open_model(model, console, **opening) as m:
             for text in texts:

@@ -52,7 +52,7 @@ def quantize(model, output, quant, tensor_types, imatrix, threads, allow_requant
     from lmi_convert.writer import require_writable, stale_partials
 
     began = time.monotonic()
-    with Interrupts():
+    with Interrupts(output):
         mix = find_mix(quant)
         overrides = [parse_override(text) for text in tensor_types]
         importance = read_importance(imatrix) if imatrix else None

@@ -135,7 +135,7 @@ def run(model, console, **o):
         o[name] = typed(o[name]) if o[name] is not None else None
     o["texts"], o["stops"] = [typed(t) for t in o["texts"]], [typed(t) for t in o["stops"]]
     with ExitStack() as stack:
-        stop = stack.enter_context(Interrupts())
+        stop = stack.enter_context(Interrupts(o["save_state"]))
         try:
             return Run(model, console, stop, stack, o).go()
         except (errors.Cancelled, Interrupted):

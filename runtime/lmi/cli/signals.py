@@ -6,6 +6,7 @@ handler writes to, and cancels the session from there: the library looks at that
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import socket
@@ -20,7 +21,8 @@ AGAIN = 0  # written to the wake-up pipe by ourselves; no signal has this number
 
 
 class Interrupts:
-    """`with Interrupts() as stop:` in the main thread. `stop.number` is the signal that came, or None.
+    """`with Interrupts() as stop:` in the main thread. `stop.number` is the signal that came, or None. `outputs`: files
+    that are written, of which the second signal leaves no unfinished ones behind either.
 
     Where nothing has to be finished the first signal raises Interrupted. Inside `with stop.gently(session):` it cancels the
     session instead, which then raises lmi.Cancelled; while standard input is waited for, `with stop.waiting():` lets it raise
@@ -29,8 +31,9 @@ class Interrupts:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
+    def __init__(self, *outputs: str | None):
         self.number: int | None = None
+        self._outputs = [path for path in outputs if path]
         self._gentle = 0
         self._session = None
         self._repeats = 0
@@ -72,8 +75,18 @@ class Interrupts:
                     continue
                 seen += 1
                 if seen > 1:
-                    os._exit(128 + number)  # whatever the main thread is doing
+                    self._end(number)
                 self._cancel()
+
+    def _end(self, number: int) -> None:
+        """At once, whatever the main thread is doing."""
+        for path in self._outputs:
+            for partial in glob.glob(f"{glob.escape(os.path.realpath(path))}.partial-{os.getpid()}-*"):
+                try:
+                    os.unlink(partial)
+                except OSError:
+                    pass
+        os._exit(128 + number)
 
     def _unraisable(self, lost) -> None:
         """What is raised while an object is freed goes nowhere: a signal that came just then is raised once more."""

@@ -86,7 +86,7 @@ def train(model, data, output, dummy, console, force, threads, **o):
         require_writable(path, overwrite=force)
     opening = {k: o.pop(k) for k in ("device", "gpu_layers", "isa", "no_mmap")}
     bars: dict[str, Progress] = {}
-    with Interrupts() as stop, ExitStack() as scope:
+    with Interrupts(output, dummy) as stop, ExitStack() as scope:
         with open_text(data, "strict", stop) as text:
             samples = read_samples(text.blocks(), text.name)
         require_torch()
