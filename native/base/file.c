@@ -130,7 +130,7 @@ static lmi_status check_kind(const char *path, mode_t mode, lmi_error *error) {
     show(path, shown);
     fail(error, LMI_IO, "%s is %s", shown, kind_of(mode));
     if (S_ISDIR(mode)) {
-        remedy(error, "For a Hugging Face folder: lmi convert %.150s -o model.gguf", shown);
+        remedy(error, "Give a file that lies in it; of a Hugging Face folder, lmi convert makes one.");
     } else {
         remedy(error, "Only regular files can be read: copy it to one first.");
     }

@@ -70,6 +70,8 @@ class Session(Handle):
             require_memory(m, plan_from(plan), **options)
             status = lib.lmi_session_open(m, c, out, self._error)
             model._copying.reraise()
+            if status == -2 and options.get("recall_folder") is not None:
+                status = -10  # an output, like a saved state
             check(status, self._error)
             super().__init__(out[0], lib.lmi_session_close, "session", parent=model, exclusive=True)
         lib.lmi_session_get_plan(out[0], plan)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 
+import click
 import lmi as package
 import pytest
 from lmi import selftest
@@ -132,12 +133,29 @@ def test_damaged(lmi, damaged):
     refused(lmi("run", damaged(lambda d: d[:24] + struct.pack("<Q", 2**62) + d[32:]), "--text", "a"), 3, "damaged", "byte")
 
 
+def test_who_reads_a_file_refuses_it(lmi):
+    """click would, with exit code 2, where the user may not read it; that cannot be tried as root."""
+    from lmi.cli import group
+
+    def commands(names):
+        for c in names:
+            yield c
+            yield from commands(getattr(c, "commands", {}).values())
+
+    top = [group.lmi.get_command(None, name) for name in group.COMMANDS]
+    paths = [p.type for c in commands(top) for p in c.params if isinstance(p.type, click.Path)]
+    assert len(paths) > 15 and not any(t.readable or t.exists for t in paths)
+
+
 def test_damaged_state(lmi, tiny, tmp_path):
     state = tmp_path / "s"
     assert lmi("run", tiny, "--text", "abc", "-n", 0, "--save-state", state).code == 0
     state.write_bytes(state.read_bytes()[:-1])
     refused(lmi("run", tiny, "--load-state", state, "-n", 1, "-q"), 3)
     refused(lmi("run", tiny, "--load-state", tmp_path / "none", "-n", 1, "-q"), 3, "none")
+    refused(lmi("run", tiny, "--load-state", tmp_path, "-n", 1, "-q"), 3, "is a directory", "a file that lies in it")
+    folder = tmp_path / "none"
+    refused(lmi("run", tiny, "--text", "a", "--recall", "blocks", "--recall-folder", folder, "-q"), 8, "cannot keep")
     state.write_text("hello")
     refused(lmi("run", tiny, "--load-state", state, "-n", 1, "-q"), 3)
 

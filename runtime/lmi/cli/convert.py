@@ -9,18 +9,18 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Progress
-from lmi.cli.options import output_options
+from lmi.cli.options import PATH, output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes, human_count
 from lmi.machine import MOST_THREADS
 
 
 @click.command(short_help="Turn a checkpoint folder into a GGUF file.")
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=PATH)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(),
+    type=PATH,
     metavar="FILE",
     help="The file to write. [default: NAME-MIX.gguf in the current folder]",
 )
@@ -40,7 +40,7 @@ from lmi.machine import MOST_THREADS
     metavar="PATTERN=TYPE",
     help="Another type for tensors whose name matches.",
 )
-@click.option("--imatrix", type=click.Path(), metavar="FILE", help="Importance of columns, from lmi imatrix.")
+@click.option("--imatrix", type=PATH, metavar="FILE", help="Importance of columns, from lmi imatrix.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--name", metavar="NAME", help="The model's name in the file. [default: the folder's]")

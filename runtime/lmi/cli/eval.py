@@ -11,6 +11,7 @@ from lmi import errors
 from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import (
     OPENING,
+    PATH,
     RECALL,
     SIZE,
     Count,
@@ -135,8 +136,8 @@ def result_options(function):
     """Where results go beside the table."""
     for option in (
         click.option("--force", is_flag=True, help="Replace files that exist."),
-        click.option("--plot", type=click.Path(), metavar="FILE", help="Also as a picture: .png, .svg or .pdf."),
-        click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Also as one JSON object."),
+        click.option("--plot", type=PATH, metavar="FILE", help="Also as a picture: .png, .svg or .pdf."),
+        click.option("--json", "json_file", type=PATH, metavar="FILE", help="Also as one JSON object."),
     ):
         function = option(function)
     return function
@@ -253,7 +254,7 @@ def number(value, digits: int = 0) -> str:
 
 @eval.command(short_help="How well the next token is predicted, by position.")
 @model_argument
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @click.option("--until", type=Count(2), help="Read so many tokens, the files over and over. [default: the files, once]")
 @click.option("--last", type=Counts(), default="4096", show_default=True, help="Also over the last N tokens.")
 @click.option("--every", type=Count(1), help="Tokens of a point of the curve. [default: a 64th of --until]")
@@ -399,7 +400,7 @@ def passkey(model, console, lengths, samples, bins, seed, json_file, plot, force
 
 @eval.command(short_help="A number hidden in a book, or several: found again?")
 @model_argument
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=PATH)
 @click.option("--keys", type=click.IntRange(1), default=1, show_default=True, help="Numbers that are hidden; one is asked for.")
 @click.option(
     "--errors", "on_error", type=click.Choice(["strict", "replace"]), default="strict", help="For bytes that are not UTF-8."

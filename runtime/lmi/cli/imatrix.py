@@ -10,7 +10,16 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Interrupted, Progress
-from lmi.cli.options import model_argument, model_options, open_model, open_text, output_options, session_options, window_tokens
+from lmi.cli.options import (
+    PATH,
+    model_argument,
+    model_options,
+    open_model,
+    open_text,
+    output_options,
+    session_options,
+    window_tokens,
+)
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes, rate
 
@@ -23,11 +32,11 @@ from lmi.formats import duration, human_bytes, rate
     "files",
     multiple=True,
     required=True,
-    type=click.Path(),
+    type=PATH,
     help="Text to read; more than one is one after the other.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(), metavar="FILE", help="The file to write. [default: MODEL's name + .imatrix.gguf, here]"
+    "-o", "--output", type=PATH, metavar="FILE", help="The file to write. [default: MODEL's name + .imatrix.gguf, here]"
 )
 @click.option("-n", "--max-tokens", type=click.IntRange(2), help="Stop after so many tokens.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")

@@ -14,6 +14,9 @@ from lmi.machine import ISA_NAMES, KV_TYPES, MOST_THREADS, device_of
 OPENING = ("threads", "device", "gpu_layers", "isa", "no_mmap")  # names of what model_options gives
 
 
+PATH = click.Path(readable=False)  # what cannot be read is refused by who reads it, with the exit code that belongs to it
+
+
 class Window(click.ParamType):
     """A number of tokens, or "max": as much as the model was trained for."""
 
@@ -100,7 +103,7 @@ def _all(function, options):
 
 
 def model_argument(function):
-    return click.argument("model", metavar="MODEL", type=click.Path())(function)
+    return click.argument("model", metavar="MODEL", type=PATH)(function)
 
 
 def model_options(function):
@@ -192,7 +195,7 @@ def recall_options(function):
                 help="Look up what left the window: blocks:NxB, surprise:M or topk:K. [default: it is forgotten]",
             ),
             click.option("--recall-budget", type=SIZE, help="Most that blocks and topk may keep. [default: 1G]"),
-            click.option("--recall-folder", type=click.Path(), help="Keep it in a nameless file there, not in memory."),
+            click.option("--recall-folder", type=PATH, help="Keep it in a nameless file there, not in memory."),
             click.option("--recall-layer", type=click.IntRange(0), help="First layer that recalls. [default: 0; topk: 4]"),
             click.option("--recall-distance", type=click.IntRange(1), help="Where it seems to be. [default: half a window]"),
             click.option(

@@ -9,6 +9,7 @@ import click
 from lmi import errors
 from lmi.cli.console import Interrupted, Progress
 from lmi.cli.options import (
+    PATH,
     Depths,
     model_argument,
     model_options,
@@ -28,7 +29,7 @@ from lmi.summary import context_text
 
 @click.command(short_help="Measure how well a model predicts a text, by position.")
 @model_argument
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=PATH)
 @click.option("-n", "--max-tokens", type=click.IntRange(2), help="Stop after so many tokens of the text.")
 @click.option("--last", type=Depths(), default="1024,4096", show_default=True, help="Also over the last N tokens.")
 @click.option("--every", type=click.IntRange(1), help="Also in blocks of so many tokens (in --json: a curve).")

@@ -9,22 +9,22 @@ from collections import Counter
 import click
 
 from lmi.cli.console import Console, Progress
-from lmi.cli.options import output_options
+from lmi.cli.options import PATH, output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import duration, human_bytes
 from lmi.machine import MOST_THREADS
 
 
 @click.command(short_help="Write a GGUF file with smaller weights.")
-@click.argument("model", metavar="MODEL", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE", help="The file to write.")
+@click.argument("model", metavar="MODEL", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, metavar="FILE", help="The file to write.")
 @click.option(
     "-q", "--quant", default="Q4_K_M", show_default=True, metavar="MIX", help="Q8_0, Q6_K, Q5_K_M, Q4_K_M, ...: see below."
 )
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE", help="Another type for tensors whose name matches."
 )
-@click.option("--imatrix", type=click.Path(), metavar="FILE", help="Importance of columns, as collected from a text.")
+@click.option("--imatrix", type=PATH, metavar="FILE", help="Importance of columns, as collected from a text.")
 @click.option("-t", "--threads", type=click.IntRange(1, MOST_THREADS), help="Worker threads. [default: one per core]")
 @click.option("--allow-requantize", is_flag=True, help="No warning where weights have been quantized before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")

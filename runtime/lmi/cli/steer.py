@@ -10,7 +10,7 @@ import click
 
 from lmi import errors
 from lmi.cli.console import Interrupted, Progress
-from lmi.cli.options import model_argument, model_options, open_model, open_text, output_options
+from lmi.cli.options import PATH, model_argument, model_options, open_model, open_text, output_options
 from lmi.cli.signals import Interrupts
 from lmi.formats import human_bytes, one_line
 
@@ -34,14 +34,12 @@ def steer():
 @click.option(
     "--data",
     required=True,
-    type=click.Path(),
+    type=PATH,
     metavar="FILE",
     help='Lines {"text": "...", "label": -1 to 1}; - is standard input.',
 )
-@click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE", help="The file to write.")
-@click.option(
-    "--dummy", type=click.Path(), metavar="FILE", help="Also keep what all texts have in common, as a steer of its own."
-)
+@click.option("-o", "--output", required=True, type=PATH, metavar="FILE", help="The file to write.")
+@click.option("--dummy", type=PATH, metavar="FILE", help="Also keep what all texts have in common, as a steer of its own.")
 @click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Directions that the steer has.")
 @click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Of Adam.")
 @click.option(
@@ -118,7 +116,7 @@ def train(model, data, output, dummy, console, force, threads, **o):
 
 
 @steer.command(short_help="Show what a steer is.")
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @output_options
 def info(file, as_json, console):
