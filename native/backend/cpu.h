@@ -66,6 +66,7 @@ typedef struct cpu_worker {
     pick *beams;       /* BLOCKS: two of what a search keeps at a level */
     void *few;         /* TOPK: a bank of K tokens */
     float *look;       /* [head_dim]: sum of queries */
+    float *box;        /* BLOCKS: [2][head_dim]: largest, smallest of the keys of a block */
     void *attend_scratch;
     uint64_t epoch;
 } cpu_worker;

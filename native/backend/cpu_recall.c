@@ -49,14 +49,15 @@ void cpu_recall_take(backend_context *c, cpu_take *take, void *taker) {
     }
 }
 
-/* More than what is chosen in the end, since a box around many keys promises more than one around few. */
-static int64_t beam_of(const middle_shape *m) { return m->n + 1 > BOX_FAN / 2 ? m->n + 1 : BOX_FAN / 2; }
+/* A box around many keys promises more than one around few, so no few of them are enough for a small n. */
+static int64_t beam_of(const middle_shape *m) { return m->n > 8 ? (3 * m->n + 3) / 4 : 6; }
 
 void cpu_recall_take_worker(const backend_context *c, cpu_worker *worker, cpu_take *take, void *taker) {
     const middle_shape *m = shape_of(c);
     const bool picks = m->kind == LMI_RECALL_TOPK || m->kind == LMI_RECALL_BLOCKS;
     worker->picks = take(taker, picks ? (uint64_t)m->n : 0, sizeof(pick));
     worker->look = take(taker, picks ? (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
+    worker->box = take(taker, m->kind == LMI_RECALL_BLOCKS ? 2 * (uint64_t)c->model->spec->head_dim : 0, sizeof(float));
     worker->beams = take(taker, m->kind == LMI_RECALL_BLOCKS ? 2 * (uint64_t)beam_of(m) : 0, sizeof(pick));
     const bool few = m->kind == LMI_RECALL_TOPK;
     worker->few = take(taker, few ? kv_bank_bytes(c->shape.kv_type, c->model->spec->head_dim, kv_round_slots(m->n)) : 0, 1);
@@ -138,12 +139,20 @@ static void move_token(const backend_context *c, int64_t token, int64_t i, int64
 static void enclose(const backend_context *c, int64_t shelf, int64_t slot, cpu_worker *worker) {
     const boxes *b = &c->recall->boxes[shelf];
     const kv_bank bank = bank_of(c, shelf, slot);
-    boxes_clear(b, slot);
-    for (int64_t i = 0; i < shape_of(c)->block; i++) {
-        kv_load(&bank, i, worker->key, worker->key + b->d);
-        boxes_add(b, slot, worker->key);
+    const float *key = worker->key;
+    float *largest = worker->box, *smallest = worker->box + b->d;
+    for (int64_t i = 0; i < b->d; i++) {
+        largest[i] = -INFINITY;
+        smallest[i] = INFINITY;
     }
-    boxes_close(b, slot, c->recall->kept.blocks.n_used);
+    for (int64_t t = 0; t < shape_of(c)->block; t++) {
+        kv_load(&bank, t, worker->key, NULL);
+        for (int64_t i = 0; i < b->d; i++) {
+            largest[i] = key[i] <= largest[i] ? largest[i] : key[i];
+            smallest[i] = key[i] >= smallest[i] ? smallest[i] : key[i];
+        }
+    }
+    boxes_enclose(b, slot, largest, smallest, c->recall->kept.blocks.n_used);
 }
 
 void cpu_recall_store(backend_context *c, int64_t kv_head, cpu_worker *worker) {
@@ -244,10 +253,12 @@ typedef struct view {
     attend_kernel *attend;
 } view;
 
-/* A block shows each row the tokens that are out of its window. */
-static void attend_block(const backend_context *c, view *v, int64_t shelf, int64_t slot, int64_t first) {
+/* A block shows each row the tokens that are out of its window. Blocks lie far apart: that in slot `next`, or none (-1), is asked for
+ * meanwhile. */
+static void attend_block(const backend_context *c, view *v, int64_t shelf, int64_t slot, int64_t next, int64_t first) {
     const middle_shape *m = shape_of(c);
     const kv_bank bank = bank_of(c, shelf, slot);
+    v->args.then = next < 0 ? NULL : bank_of(c, shelf, next).keys;
     v->args.bank = &bank;
     v->args.first_pos = first - m->sinks - c->recall->kept.blocks.block[slot] * m->block;
     v->args.window = m->window;
@@ -257,7 +268,7 @@ static void attend_block(const backend_context *c, view *v, int64_t shelf, int64
     v->attend(&v->args);
 }
 
-/* Blocks lie far apart: the next one is on its way while this one is attended. */
+/* With many rows all of it at once: there is time enough. */
 static void fetch(const backend_context *c, int64_t shelf, int64_t slot) {
     const char *bank = recall_store_bank(&c->recall->kept, shelf, slot);
     for (size_t i = 0; i < c->recall->kept.bank_bytes; i += 64) {
@@ -270,16 +281,18 @@ static void attend_blocks(backend_context *c, view *v, int64_t shelf, int64_t fi
     middle_blocks *blocks = &c->recall->kept.blocks;
     const int64_t n_picks = choose_blocks(c, shelf, first, v->args.q, v->args.n_rows, worker);
     for (int64_t i = 0; i < n_picks; i++) {
-        if (i + 1 < n_picks) {
-            fetch(c, shelf, worker->picks[i + 1].slot);
-        }
         atomic_store_explicit(&blocks->chosen[worker->picks[i].slot], first_of(c), memory_order_relaxed);
-        attend_block(c, v, shelf, worker->picks[i].slot, first);
+        const int64_t next = i + 1 < n_picks ? worker->picks[i + 1].slot : -1;
+        if (n > 1 && next >= 0) {
+            fetch(c, shelf, next);
+        }
+        attend_block(c, v, shelf, worker->picks[i].slot, next, first);
+        v->args.again = true;
     }
     /* What has left the window and is not yet a whole block is always seen. */
     const int64_t n_left = middle_size(m, first + n - 1);
     for (int64_t b = middle_size(m, first) / m->block; b * m->block < n_left; b++) {
-        attend_block(c, v, shelf, middle_slot(blocks, m, b), first);
+        attend_block(c, v, shelf, middle_slot(blocks, m, b), -1, first);
     }
 }
 

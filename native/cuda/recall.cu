@@ -22,7 +22,10 @@ static __host__ __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b)
 static __host__ __device__ __forceinline__ int64_t above(int64_t n) { return (n + BOX_FAN - 1) / BOX_FAN; }
 
 /* As beam_of of backend/cpu_recall.c. */
-static __host__ __device__ __forceinline__ int64_t beam_of(int64_t n) { return n + 1 > BOX_FAN / 2 ? n + 1 : BOX_FAN / 2; }
+static __host__ __device__ __forceinline__ int64_t beam_of(int64_t n) { return n > 8 ? (3 * n + 3) / 4 : 6; }
+
+/* Boxes that a search lists: of a level the beam, in the end what was looked for. */
+static __host__ __device__ __forceinline__ int64_t listed_of(int64_t n) { return n > beam_of(n) ? n : beam_of(n); }
 
 static __host__ __device__ __forceinline__ int64_t power_above(int64_t n) {
     int64_t power = 2;
@@ -42,8 +45,8 @@ int64_t cuda_recall_segments(const cuda_recall *recall, int64_t n_tokens) {
 }
 
 uint64_t cuda_recall_search_bytes(int64_t n) {
-    const int64_t beam = beam_of(n), keys = power_above(beam * BOX_FAN);
-    return keys <= SORTED ? 0 : (uint64_t)keys * sizeof(uint64_t) + 2 * (uint64_t)beam * sizeof(int64_t);
+    const int64_t listed = listed_of(n), keys = power_above(listed * BOX_FAN);
+    return keys <= SORTED ? 0 : (uint64_t)keys * sizeof(uint64_t) + 2 * (uint64_t)listed * sizeof(int64_t);
 }
 
 /* ---- a token out of the ring ------------------------------------------------------------------------------------------ */
@@ -127,6 +130,11 @@ static __device__ __forceinline__ uint16_t round_up(float x) {
 }
 static __device__ __forceinline__ uint16_t round_down(float x) { return (uint16_t)(round_up(-x) ^ 0x8000); }
 
+/* As in_order of lambda/boxes.c. */
+static __device__ __forceinline__ int16_t in_order(uint16_t bits) {
+    return (int16_t)(bits ^ ((bits & 0x8000) != 0 ? 0x7fff : 0));
+}
+
 /* Dimension i of box `box` of a level: the largest; the smallest is BOX_FAN further on. */
 static __device__ __forceinline__ uint16_t *side_of(const boxes &tree, int64_t offset, int level, int64_t box, int i) {
     return tree.level[level] + offset + (box / BOX_FAN * tree.d + i) * NEXT + box % BOX_FAN;
@@ -151,14 +159,15 @@ static __device__ __forceinline__ void enclose_boxes(const boxes &tree, int64_t 
                                                      int i) {
     const uint16_t *from = side_of(tree, offset, level - 1, box * BOX_FAN, i);
     const int64_t n = smaller(used - box * BOX_FAN, BOX_FAN);
-    uint16_t largest = from[0], smallest = from[BOX_FAN];
+    int16_t most = in_order(from[0]), least = in_order(from[BOX_FAN]);
     for (int64_t j = 1; j < n; j++) {
-        largest = widen(from[j]) > widen(largest) ? from[j] : largest;
-        smallest = widen(from[BOX_FAN + j]) < widen(smallest) ? from[BOX_FAN + j] : smallest;
+        const int16_t high = in_order(from[j]), low = in_order(from[BOX_FAN + j]);
+        most = high > most ? high : most;
+        least = low < least ? low : least;
     }
     uint16_t *side = side_of(tree, offset, level, box, i);
-    side[0] = largest;
-    side[BOX_FAN] = smallest;
+    side[0] = (uint16_t)in_order((uint16_t)most);
+    side[BOX_FAN] = (uint16_t)in_order((uint16_t)least);
 }
 
 /* Of blocks that the leaving tokens begin or make whole. A thread has a dimension, which is all that it looks at. */
@@ -279,7 +288,8 @@ static __device__ __forceinline__ int64_t find_slots(const cuda_recall &r, int64
         for (int l = 0; l < level; l++) {
             used = above(used);
         }
-        const int64_t n_keys = n_from * BOX_FAN, n_sorted = power_above(n_keys), most = level > 0 ? beam : r.n;
+        const int64_t n_keys = n_from * BOX_FAN, n_sorted = power_above(n_keys);
+        const int64_t most = level > 1 ? beam / 2 + 1 : level == 1 ? beam : r.n;
         for (int64_t i = threadIdx.x; i < n_sorted; i += blockDim.x) {
             const int64_t box = i < n_keys ? space->from[i / BOX_FAN] * BOX_FAN + i % BOX_FAN : used;
             uint64_t key = 0;
@@ -326,12 +336,12 @@ static __device__ __forceinline__ void choose(const attend_task &task, int64_t k
     const int64_t at = group * a.n_kv_heads + kv_head;
     search_space space = {keys, lists[0], lists[1]};
     if (r.search != NULL) {
-        const int64_t beam = beam_of(r.n), n_keys = power_above(beam * BOX_FAN);
+        const int64_t listed = listed_of(r.n), n_keys = power_above(listed * BOX_FAN);
         uint8_t *own =
-            (uint8_t *)r.search + (uint64_t)at * ((uint64_t)n_keys * sizeof(uint64_t) + 2 * (uint64_t)beam * sizeof(int64_t));
+            (uint8_t *)r.search + (uint64_t)at * ((uint64_t)n_keys * sizeof(uint64_t) + 2 * (uint64_t)listed * sizeof(int64_t));
         space.keys = (uint64_t *)own;
         space.from = (int64_t *)(space.keys + n_keys);
-        space.to = space.from + beam;
+        space.to = space.from + listed;
     }
     sum_queries(task, kv_head, token0, n, look);
     __syncthreads();

@@ -475,13 +475,14 @@ INLINE void group_values(int rows, lmi_kv_type type, bool panel, const float *we
     const int64_t size = type == LMI_KV_F32 ? 4 : type == LMI_KV_F16 ? 2 : 1;
     const int wide = rows * 4 <= ACCUMULATORS && !panel ? 4 : 2;
     const int64_t stride = panel ? end - begin : d, origin = panel ? begin : 0;
+    const int64_t slots = 64 - __builtin_clzll(any); /* of which each column asks for its share */
     int64_t i = begin;
     for (; i + wide * LANES <= end; i += wide * LANES) {
-        const char *next = ahead == NULL ? NULL : ahead + i * BLOCK_SLOTS * size;
+        const char *next = ahead == NULL ? NULL : ahead + i * slots * size;
         add_values(rows, wide, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, next, o + i);
     }
     for (; i + LANES <= end; i += LANES) {
-        const char *next = ahead == NULL ? NULL : ahead + i * BLOCK_SLOTS * size;
+        const char *next = ahead == NULL ? NULL : ahead + i * slots * size;
         add_values(rows, 1, type, weights, fade, seen, all, any, values, stride, i - origin, scales, d, next, o + i);
     }
     for (; i < end; i++) {
@@ -624,7 +625,7 @@ static void attend_panel(const attend_args *args, bool sinks, const workspace *w
     }
     const size_t offset = (size_t)(block * d) * kv_value_bytes(bank->type);
     const char *keys = (const char *)bank->keys + offset, *values = (const char *)bank->values + offset;
-    const char *next_keys = next > block ? keys + (size_t)((next - block) * d) * kv_value_bytes(bank->type) : NULL;
+    const char *next_keys = next > block ? keys + (size_t)((next - block) * d) * kv_value_bytes(bank->type) : args->then;
     for (int64_t g = 0; g < n_groups; g++) {
         if (any[g] == 0) {
             continue;
@@ -682,7 +683,7 @@ static void attend(const attend_args *args, bool sinks) {
         w.views[t] = view_of(args, sinks, args->first_pos + t, args->first_pos + t);
     }
     const slot_view hull = view_of(args, sinks, args->first_pos, args->first_pos + n_tokens - 1);
-    bool packed = false;
+    bool packed = args->again;
     const bool widened = args->n_rows > DIRECT_ROWS;
     for (int64_t block = args->slot0 / BLOCK_SLOTS * BLOCK_SLOTS; block < args->slot1; block += BLOCK_SLOTS) {
         const uint64_t bits = seen_in_block(&hull, block);

@@ -6,6 +6,7 @@
 #ifndef LMI_KERNELS_KERNELS_H
 #define LMI_KERNELS_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -70,6 +71,8 @@ typedef struct attend_args {
     float *m, *z;         /* [n_rows] */
     float *o;             /* [n_rows][head_dim] */
     void *scratch;        /* attend_scratch(n_rows, head_dim) bytes */
+    bool again;           /* the call before had these queries, this scratch and a bank like this one, and looked at something */
+    const void *then;     /* keys of the bank that the next call will read, to ask memory for them; NULL: not known */
 } attend_args;
 
 typedef void attend_kernel(const attend_args *args);
@@ -123,8 +126,9 @@ typedef struct kernels {
     void (*clamp)(float *x, float limit, int64_t n);  /* to -limit .. limit, limit >= 0; NaN stays NaN */
     void (*add)(float *x, const float *y, int64_t n); /* x += y */
     void (*scale)(float *x, float factor, int64_t n); /* x *= factor */
-    /* bounds[16] = sum over i of max(q[i] largest, q[i] smallest) of 16 boxes, tile [d][largest, smallest][16] of bfloat16. */
-    void (*box_bounds)(const float *q, const uint16_t *tile, int64_t d, float *bounds);
+    /* bounds[32] = sum over i of max(q[i] largest, q[i] smallest) of 32 boxes, tile [d][largest, smallest][32] of bfloat16. Meanwhile
+     * memory is asked for what the same q will read of the tile `next`; NULL: of none. */
+    void (*box_bounds)(const float *q, const uint16_t *tile, const uint16_t *next, int64_t d, float *bounds);
 } kernels;
 
 /* The table for an instruction set, or for the best one that this CPU has (LMI_ISA_AUTO). */

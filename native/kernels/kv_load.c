@@ -7,6 +7,8 @@ static void load_f32(const kv_bank *bank, int64_t slot, float *key, float *value
     const float *values = (const float *)bank->values + slot * d;
     for (int64_t i = 0; i < d; i++) {
         key[i] = keys[i * KV_TILE];
+    }
+    for (int64_t i = 0; value != NULL && i < d; i++) {
         value[i] = values[i];
     }
 }
@@ -17,6 +19,8 @@ static void load_f16(const kv_bank *bank, int64_t slot, float *key, float *value
     const uint16_t *values = (const uint16_t *)bank->values + slot * d;
     for (int64_t i = 0; i < d; i++) {
         key[i] = f16_to_f32(keys[i * KV_TILE]);
+    }
+    for (int64_t i = 0; value != NULL && i < d; i++) {
         value[i] = f16_to_f32(values[i]);
     }
 }
@@ -28,6 +32,8 @@ static void load_q8_0(const kv_bank *bank, int64_t slot, float *key, float *valu
     for (int64_t i = 0; i < d; i++) {
         const float key_scale = f16_to_f32(bank->key_scales[(tile * n_scales + i / 32) * KV_TILE + lane]);
         key[i] = key_scale * (float)(keys[i / 4 * KV_TILE * 4 + i % 4] - 128);
+    }
+    for (int64_t i = 0; value != NULL && i < d; i++) {
         value[i] = f16_to_f32(bank->value_scales[slot * n_scales + i / 32]) * (float)values[i];
     }
 }

@@ -287,26 +287,35 @@ static inline void add_body(float *x, const float *y, int64_t n) {
     }
 }
 
-/* Four sums for each box, so that additions do not wait for one another. */
-static inline void box_bounds_body(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
-    float sums[4][16] = {{0}};
+/* Four sums for each box, so that additions do not wait for one another; `lanes` boxes at a time, a constant, as many as have
+ * room in registers. One line for each dimension of a tile: it is asked for as its neighbours are added up, since a burst of
+ * requests would wait for itself. */
+static inline __attribute__((always_inline)) void box_bounds_body(const float *q, const uint16_t *tile, const uint16_t *next,
+                                                                  int64_t d, int lanes, float *bounds) {
+    enum { FAN = 32, MOST = 32 };
     const int64_t whole = d / 4 * 4;
-    for (int64_t i = 0; i < whole; i += 4) {
-        for (int k = 0; k < 4; k++) {
-            const uint16_t *row = tile + ((i + k) * 2 + (q[i + k] <= 0.0f)) * 16;
-            for (int j = 0; j < 16; j++) {
-                sums[k][j] += q[i + k] * bf16_to_f32(row[j]);
+    for (int at = 0; at < FAN; at += lanes) {
+        float sums[4][MOST] = {{0}};
+        for (int64_t i = 0; i < whole; i += 4) {
+            for (int k = 0; k < 4; k++) {
+                const int64_t row = ((i + k) * 2 + (q[i + k] <= 0.0f)) * FAN;
+                if (at == 0 && next != NULL) {
+                    __builtin_prefetch(next + row);
+                }
+                for (int j = 0; j < lanes; j++) {
+                    sums[k][j] += q[i + k] * bf16_to_f32(tile[row + at + j]);
+                }
             }
         }
-    }
-    for (int64_t i = whole; i < d; i++) {
-        const uint16_t *row = tile + (i * 2 + (q[i] <= 0.0f)) * 16;
-        for (int j = 0; j < 16; j++) {
-            sums[0][j] += q[i] * bf16_to_f32(row[j]);
+        for (int64_t i = whole; i < d; i++) {
+            const uint16_t *row = tile + (i * 2 + (q[i] <= 0.0f)) * FAN + at;
+            for (int j = 0; j < lanes; j++) {
+                sums[0][j] += q[i] * bf16_to_f32(row[j]);
+            }
         }
-    }
-    for (int j = 0; j < 16; j++) {
-        bounds[j] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
+        for (int j = 0; j < lanes; j++) {
+            bounds[at + j] = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
+        }
     }
 }
 

@@ -33,8 +33,8 @@ static void clamp_avx2(float *x, float limit, int64_t n) { clamp_body(x, limit, 
 
 static void add_avx2(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void box_bounds_avx2(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
-    box_bounds_body(q, tile, d, bounds);
+static void box_bounds_avx2(const float *q, const uint16_t *tile, const uint16_t *next, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, next, d, 16, bounds);
 }
 
 static void scale_avx2(float *x, float factor, int64_t n) { scale_body(x, factor, n); }

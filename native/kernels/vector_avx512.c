@@ -34,8 +34,8 @@ static void clamp_avx512(float *x, float limit, int64_t n) { clamp_body(x, limit
 
 static void add_avx512(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void box_bounds_avx512(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
-    box_bounds_body(q, tile, d, bounds);
+static void box_bounds_avx512(const float *q, const uint16_t *tile, const uint16_t *next, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, next, d, 32, bounds);
 }
 
 static void scale_avx512(float *x, float factor, int64_t n) { scale_body(x, factor, n); }

@@ -39,8 +39,8 @@ static void clamp_ref(float *x, float limit, int64_t n) { clamp_body(x, limit, n
 
 static void add_ref(float *x, const float *y, int64_t n) { add_body(x, y, n); }
 
-static void box_bounds_ref(const float *q, const uint16_t *tile, int64_t d, float *bounds) {
-    box_bounds_body(q, tile, d, bounds);
+static void box_bounds_ref(const float *q, const uint16_t *tile, const uint16_t *next, int64_t d, float *bounds) {
+    box_bounds_body(q, tile, next, d, 16, bounds);
 }
 
 static void scale_ref(float *x, float factor, int64_t n) { scale_body(x, factor, n); }

@@ -1,7 +1,6 @@
 #include "lambda/boxes.h"
 
 #include <stdbool.h>
-#include <string.h>
 
 #include "base/half.h"
 
@@ -19,7 +18,7 @@ int64_t pick_better(pick *picks, int64_t n, int64_t most, pick candidate) {
 
 static int64_t above(int64_t n) { return (n + BOX_FAN - 1) / BOX_FAN; }
 
-/* Whole tiles of 16 boxes. */
+/* Whole tiles of 32 boxes. */
 static int64_t level_values(int64_t d, int64_t n) { return above(n) * BOX_FAN * 2 * d; }
 
 int64_t boxes_values(int64_t d, int64_t n_slots) {
@@ -57,37 +56,25 @@ static uint16_t round_up(float x) {
 
 static uint16_t round_down(float x) { return round_up(-x) ^ 0x8000; }
 
-static void fill(const boxes *b, int64_t slot, uint16_t largest, uint16_t smallest) {
-    uint16_t *high = largest_of(b, 0, slot), *low = smallest_of(b, 0, slot);
-    for (int64_t i = 0; i < b->d; i++) {
-        high[i * NEXT] = largest;
-        low[i * NEXT] = smallest;
-    }
-}
-
-void boxes_clear(const boxes *b, int64_t slot) { fill(b, slot, 0xff80, 0x7f80); /* -inf, inf */ }
-
-void boxes_add(const boxes *b, int64_t slot, const float *key) {
-    uint16_t *largest = largest_of(b, 0, slot), *smallest = smallest_of(b, 0, slot);
-    for (int64_t i = 0; i < b->d; i++, largest += NEXT, smallest += NEXT) {
-        *largest = key[i] <= bf16_to_f32(*largest) ? *largest : round_up(key[i]);
-        *smallest = key[i] >= bf16_to_f32(*smallest) ? *smallest : round_down(key[i]);
-    }
-}
+/* Bits of bfloat16 as integers in the order of the numbers, and back; NaN is beyond all of them, by its sign. */
+static int16_t in_order(uint16_t bits) { return (int16_t)(bits ^ ((bits & 0x8000) != 0 ? 0x7fff : 0)); }
 
 /* The box around the first n of a tile. */
 static void enclose(uint16_t *largest, uint16_t *smallest, const uint16_t *tile, int64_t n, int64_t d) {
     for (int64_t i = 0; i < d; i++, largest += NEXT, smallest += NEXT, tile += NEXT) {
-        *largest = tile[0];
-        *smallest = tile[BOX_FAN];
-        for (int64_t j = 1; j < n; j++) {
-            *largest = bf16_to_f32(tile[j]) > bf16_to_f32(*largest) ? tile[j] : *largest;
-            *smallest = bf16_to_f32(tile[BOX_FAN + j]) < bf16_to_f32(*smallest) ? tile[BOX_FAN + j] : *smallest;
+        int16_t most = INT16_MIN, least = INT16_MAX;
+        for (int64_t j = 0; j < n; j++) {
+            const int16_t high = in_order(tile[j]), low = in_order(tile[BOX_FAN + j]);
+            most = high > most ? high : most;
+            least = low < least ? low : least;
         }
+        *largest = (uint16_t)in_order((uint16_t)most);
+        *smallest = (uint16_t)in_order((uint16_t)least);
     }
 }
 
-void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
+/* The boxes around a slot. */
+static void enclose_above(const boxes *b, int64_t slot, int64_t n_used) {
     int64_t used = n_used;
     for (int level = 1; level < b->n_levels; level++, used = above(used)) {
         const int64_t first = slot / BOX_FAN * BOX_FAN, n = used - first < BOX_FAN ? used - first : BOX_FAN;
@@ -96,16 +83,21 @@ void boxes_close(const boxes *b, int64_t slot, int64_t n_used) {
     }
 }
 
-void boxes_empty(const boxes *b, int64_t slot, int64_t n_used) {
-    fill(b, slot, 0, 0);
-    boxes_close(b, slot, n_used);
+void boxes_enclose(const boxes *b, int64_t slot, const float *largest, const float *smallest, int64_t n_used) {
+    uint16_t *high = largest_of(b, 0, slot), *low = smallest_of(b, 0, slot);
+    for (int64_t i = 0; i < b->d; i++) {
+        high[i * NEXT] = round_up(largest[i]);
+        low[i * NEXT] = round_down(smallest[i]);
+    }
+    enclose_above(b, slot, n_used);
 }
 
-/* A search jumps from tile to tile: the next one is on its way while this one is looked at. */
-static void fetch(const uint16_t *tile, int64_t n_values) {
-    for (int64_t i = 0; i < n_values; i += 64 / (int64_t)sizeof *tile) {
-        __builtin_prefetch(tile + i);
+void boxes_empty(const boxes *b, int64_t slot, int64_t n_used) {
+    uint16_t *high = largest_of(b, 0, slot), *low = smallest_of(b, 0, slot);
+    for (int64_t i = 0; i < b->d; i++) {
+        high[i * NEXT] = low[i * NEXT] = 0;
     }
+    enclose_above(b, slot, n_used);
 }
 
 int64_t boxes_find(const boxes *b, box_bounds *bound, const float *q, int64_t n_used, const int64_t *number, int64_t limit,
@@ -119,19 +111,19 @@ int64_t boxes_find(const boxes *b, box_bounds *bound, const float *q, int64_t n_
     int64_t n_from = 1; /* the box around everything, which nobody needs to keep */
     from[0] = (pick){.slot = 0};
     for (int level = b->n_levels - 1; level >= 0; level--) {
+        const int64_t most = level > 1 ? beam / 2 + 1 : beam;
         int64_t found = 0;
         for (int64_t f = 0; f < n_from; f++) {
             const int64_t first = from[f].slot * BOX_FAN, end = first + BOX_FAN < used[level] ? first + BOX_FAN : used[level];
             float bounds[BOX_FAN];
-            if (f + 1 < n_from) {
-                fetch(tile_of(b, level, from[f + 1].slot * BOX_FAN), NEXT * b->d);
-            }
-            bound(q, tile_of(b, level, first), b->d, bounds);
+            /* A search jumps from tile to tile: the next one is on its way while this one is looked at. */
+            const uint16_t *next = f + 1 < n_from ? tile_of(b, level, from[f + 1].slot * BOX_FAN) : NULL;
+            bound(q, tile_of(b, level, first), next, b->d, bounds);
             for (int64_t i = first; i < end; i++) {
                 const pick candidate = {.score = bounds[i - first], .slot = i};
                 if (level > 0) {
-                    found = pick_better(to, found, beam, candidate);
-                } else if (number[i] < limit) {
+                    found = pick_better(to, found, most, candidate);
+                } else if ((found < n || candidate.score > picks[n - 1].score) && number[i] < limit) {
                     found = pick_better(picks, found, n, candidate);
                 }
             }

@@ -39,20 +39,25 @@ static void drop(fixture *f) {
 }
 
 static void enclose(const fixture *f, int64_t slot, int64_t n_used) {
-    boxes_clear(&f->b, slot);
-    for (int64_t i = 0; i < BLOCK; i++) {
-        boxes_add(&f->b, slot, f->keys + (slot * BLOCK + i) * f->d);
+    float largest[MAX_D], smallest[MAX_D];
+    for (int64_t k = 0; k < f->d; k++) {
+        largest[k] = -INFINITY;
+        smallest[k] = INFINITY;
+        for (int64_t i = 0; i < BLOCK; i++) {
+            largest[k] = fmaxf(largest[k], f->keys[(slot * BLOCK + i) * f->d + k]);
+            smallest[k] = fminf(smallest[k], f->keys[(slot * BLOCK + i) * f->d + k]);
+        }
     }
-    boxes_close(&f->b, slot, n_used);
+    boxes_enclose(&f->b, slot, largest, smallest, n_used);
 }
 
 /* Of a box's dimension k, as boxes.h lays them out. */
 static float largest(const fixture *f, int level, int64_t i, int64_t k) {
-    return bf16_to_f32(f->b.level[level][((i / 16 * f->d + k) * 2 + 0) * 16 + i % 16]);
+    return bf16_to_f32(f->b.level[level][((i / 32 * f->d + k) * 2 + 0) * 32 + i % 32]);
 }
 
 static float smallest(const fixture *f, int level, int64_t i, int64_t k) {
-    return bf16_to_f32(f->b.level[level][((i / 16 * f->d + k) * 2 + 1) * 16 + i % 16]);
+    return bf16_to_f32(f->b.level[level][((i / 32 * f->d + k) * 2 + 1) * 32 + i % 32]);
 }
 
 static double bound(const fixture *f, int level, int64_t i, const float *q) {
@@ -108,7 +113,6 @@ static void test_empty(void) {
             enclose(&f, s, n);
         }
     }
-    boxes_close(&f.b, 333, n);
     memcpy(without, f.memory, bytes);
     enclose(&f, 333, n);
     CHECK(memcmp(without, f.memory, bytes) != 0);

@@ -464,15 +464,16 @@ static void test_large_tree(int64_t n_slots, int64_t n_used, int64_t n, bool aga
     const int64_t n_whole = n_used - n_used / 5; /* and some that were whole once */
     boxes reference = boxes_at((uint16_t *)calloc((size_t)r.tree_values, 2), s.d, n_slots);
     for (int64_t slot = 0; slot < n_used; slot++) {
-        floats key((size_t)s.d);
-        boxes_clear(&reference, slot);
+        floats largest((size_t)s.d, -INFINITY), smallest((size_t)s.d, INFINITY);
         for (int64_t t = 0; t < 16; t++) {
             doubles k((size_t)s.d), v((size_t)s.d);
             x.stored(bank_at(r.banks + (size_t)slot * r.slot_stride, s, s.block), t, k, v);
-            std::copy(k.begin(), k.end(), key.begin());
-            boxes_add(&reference, slot, key.data());
+            for (size_t i = 0; i < k.size(); i++) {
+                largest[i] = std::max(largest[i], (float)k[i]);
+                smallest[i] = std::min(smallest[i], (float)k[i]);
+            }
         }
-        boxes_close(&reference, slot, n_used);
+        boxes_enclose(&reference, slot, largest.data(), smallest.data(), n_used);
     }
     if (again) { /* all are there; then those that are not whole become empty */
         cuda_launch_boxes(&r, s.type, s.d, 1, n_used, n_used, true, stream);
@@ -486,15 +487,15 @@ static void test_large_tree(int64_t n_slots, int64_t n_used, int64_t n, bool aga
     cuda_launch_boxes(&r, s.type, s.d, 1, n_used, n_whole, !again, stream);
     finish();
     int64_t used = n_used;
-    for (int level = 0; level < reference.n_levels; level++, used = (used + 15) / 16) {
+    for (int level = 0; level < reference.n_levels; level++, used = (used + BOX_FAN - 1) / BOX_FAN) {
         for (int64_t box = 0; box < used; box++) {
             for (int64_t i = 0; i < 2 * s.d; i++) {
-                const int64_t at = (box / 16 * 2 * s.d + i) * 16 + box % 16;
+                const int64_t at = (box / BOX_FAN * 2 * s.d + i) * BOX_FAN + box % BOX_FAN;
                 CHECK(reference.level[level][at] == r.tree.level[level][at], "box %lld of level %d", (long long)box, level);
             }
         }
     }
-    const int64_t beam = std::max<int64_t>(n + 1, 8);
+    const int64_t beam = n > 8 ? (3 * n + 3) / 4 : 6;
     for (int trial = 0; trial < 3; trial++) {
         const floats q = normal((size_t)s.d, seed), zero((size_t)s.d, 0.0f);
         std::copy(q.begin(), q.end(), (float *)(void *)x.a.q);
