@@ -183,7 +183,8 @@ static void attend_segment(void *context, int64_t piece, int worker_index) {
     const int64_t n_tokens = c->chunk->n_tokens, n_rows = n_tokens * c->group, d = spec->head_dim;
     const int64_t first = c->chunk->first, last = first + n_tokens - 1;
     const segments view = segments_at(c, last); /* no token sees more than the last */
-    const int64_t segment = piece % view.n, kv_head = piece / view.n;
+    /* What is recalled comes first, if anything: it takes longest, and who is done sooner helps with the rest. */
+    const int64_t segment = (piece + view.n_kept) % view.n, kv_head = piece / view.n;
     const cpu_partial *part = c->partials + kv_head * c->n_segments + segment;
     clear_state(part->m, part->z, part->o, n_rows, d);
     if (segment == view.n_kept) {

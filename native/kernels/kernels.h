@@ -71,8 +71,8 @@ typedef struct attend_args {
     float *m, *z;         /* [n_rows] */
     float *o;             /* [n_rows][head_dim] */
     void *scratch;        /* attend_scratch(n_rows, head_dim) bytes */
-    bool again;           /* the call before had these queries, this scratch and a bank like this one, and looked at something */
-    const void *then;     /* keys of the bank that the next call will read, to ask memory for them; NULL: not known */
+    bool again;       /* the call before had these queries, this scratch and a bank like this one, and looked at something */
+    const void *then; /* keys of the bank that the next call will read, to ask memory for them; NULL: not known */
 } attend_args;
 
 typedef void attend_kernel(const attend_args *args);

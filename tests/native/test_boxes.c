@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 
+#include "base/cpu.h"
 #include "base/half.h"
 #include "kernels/kernels.h"
 #include "lambda/boxes.h"
@@ -128,9 +129,10 @@ static void look(float *q, int64_t d, uint64_t *seed) {
     }
 }
 
-static int64_t find(const fixture *f, const kernels *k, const float *q, int64_t n_used, int64_t limit, int64_t n, pick *picks) {
-    pick *beams = malloc((size_t)(2 * (n + 8)) * sizeof *beams); /* exactly, so that a sanitizer sees one too many */
-    const int64_t found = boxes_find(&f->b, k->box_bounds, q, n_used, f->number, limit, n, picks, n + 8, beams);
+static int64_t find(const fixture *f, const kernels *k, const float *q, int64_t n_used, int64_t limit, int64_t n, int64_t beam,
+                    pick *picks) {
+    pick *beams = malloc((size_t)(2 * beam) * sizeof *beams); /* exactly, so that a sanitizer sees one too many */
+    const int64_t found = boxes_find(&f->b, k->box_bounds, q, n_used, f->number, limit, n, picks, beam, beams);
     free(beams);
     return found;
 }
@@ -146,7 +148,7 @@ static void test_find_few(const kernels *k, int64_t d, int64_t n_used, int64_t n
         float q[MAX_D];
         look(q, d, &seed);
         pick picks[16];
-        const int64_t found = find(&f, k, q, n_used, limit, n, picks);
+        const int64_t found = find(&f, k, q, n_used, limit, n, n + 8, picks);
         int64_t below = 0;
         for (int64_t s = 0; s < n_used; s++) {
             below += f.number[s] < limit;
@@ -166,6 +168,106 @@ static void test_find_few(const kernels *k, int64_t d, int64_t n_used, int64_t n
             }
         }
     }
+    drop(&f);
+}
+
+/* Sums in double, whatever q's signs; the same bits from every instruction set, and whatever tile comes next. */
+static void test_bounds(int64_t d) {
+    uint64_t seed = (uint64_t)d;
+    fixture f = make(d, 2 * BOX_FAN, &seed);
+    float q[MAX_D], first[BOX_FAN];
+    for (int64_t s = 0; s < f.n; s++) {
+        enclose(&f, s, f.n);
+    }
+    look(q, d, &seed);
+    int n_isas = 0;
+    for (lmi_isa isa = LMI_ISA_REF; isa <= LMI_ISA_NEON; isa++) {
+        const kernels *k;
+        if (kernels_get(isa, &k, NULL) != LMI_OK) {
+            continue;
+        }
+        float bounds[BOX_FAN], alone[BOX_FAN];
+        k->box_bounds(q, f.b.level[0], f.b.level[0] + 2 * BOX_FAN * d, d, bounds);
+        k->box_bounds(q, f.b.level[0], NULL, d, alone);
+        if (n_isas++ == 0) {
+            memcpy(first, bounds, sizeof first);
+        }
+        CHECK(memcmp(bounds, first, sizeof first) == 0 && memcmp(bounds, alone, sizeof alone) == 0, "%s, d %lld",
+              cpu_isa_name(isa), (long long)d);
+        for (int64_t i = 0; i < BOX_FAN; i++) {
+            CHECK(fabs((double)bounds[i] - bound(&f, 0, i, q)) < 1e-6 * (double)d * 4, "%s box %lld: %g", cpu_isa_name(isa),
+                  (long long)i, (double)bounds[i]);
+        }
+    }
+    drop(&f);
+}
+
+enum { MOST = 4096 };
+
+/* Of `n` boxes of a level those with the best bounds, in double; how far the last of them is from the next one. */
+static int64_t best_of(const fixture *f, int level, int64_t *boxes, int64_t n, int64_t most, const float *q, double *gap) {
+    double bounds[MOST];
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t box = boxes[i];
+        const double x = bound(f, level, box, q);
+        int64_t at = i;
+        for (; at > 0 && x > bounds[at - 1]; at--) {
+            bounds[at] = bounds[at - 1];
+            boxes[at] = boxes[at - 1];
+        }
+        bounds[at] = x;
+        boxes[at] = box;
+    }
+    *gap = n > most ? fmin(*gap, bounds[most - 1] - bounds[most]) : *gap;
+    return n < most ? n : most;
+}
+
+/* From level to level as boxes.h says, in double: the same blocks, but where float32 may see two bounds the other way round. */
+static void test_find_as_said(const kernels *k) {
+    enum { D = 32, N = 5000, WANTED = 7, BEAM = 6 };
+    uint64_t seed = 21;
+    fixture f = make(D, N, &seed);
+    int clear = 0;
+    for (int64_t s = 0; s < N; s++) {
+        enclose(&f, s, N);
+    }
+    for (int round = 0; round < 40; round++) {
+        float q[MAX_D];
+        int64_t list[MOST], next[MOST], n_list = 0;
+        double gap = INFINITY;
+        pick picks[WANTED];
+        look(q, D, &seed);
+        const int64_t limit = round % 2 ? 2 * N : N, found = find(&f, k, q, N, limit, WANTED, BEAM, picks);
+        int64_t used[BOX_LEVELS] = {N};
+        for (int level = 1; level < f.b.n_levels; level++) {
+            used[level] = (used[level - 1] + BOX_FAN - 1) / BOX_FAN;
+        }
+        for (int64_t i = 0; i < used[f.b.n_levels - 1]; i++) {
+            list[n_list++] = i;
+        }
+        for (int level = f.b.n_levels - 1; level > 0; level--) {
+            const int64_t n = best_of(&f, level, list, n_list, level > 1 ? BEAM / 2 + 1 : BEAM, q, &gap);
+            n_list = 0;
+            for (int64_t i = 0; i < n * BOX_FAN; i++) {
+                const int64_t child = list[i / BOX_FAN] * BOX_FAN + i % BOX_FAN;
+                if (child < used[level - 1] && (level > 1 || f.number[child] < limit)) {
+                    next[n_list++] = child;
+                }
+            }
+            memcpy(list, next, (size_t)n_list * sizeof *list);
+        }
+        const int64_t n = best_of(&f, 0, list, n_list, WANTED, q, &gap);
+        CHECK(found == n);
+        clear += gap > 1e-4;
+        for (int64_t i = 0; gap > 1e-4 && i < found; i++) {
+            bool there = false;
+            for (int64_t j = 0; j < n; j++) {
+                there |= list[j] == picks[i].slot;
+            }
+            CHECK(there, "round %d: slot %lld", round, (long long)picks[i].slot);
+        }
+    }
+    CHECK(clear > 30, "%d of 40 searches", clear);
     drop(&f);
 }
 
@@ -189,7 +291,7 @@ static void test_find_many(const kernels *k) {
         }
         enclose(&f, planted, n);
         pick picks[4];
-        CHECK(find(&f, k, q, n, 2 * n, 4, picks) == 4);
+        CHECK(find(&f, k, q, n, 2 * n, 4, 12, picks) == 4);
         hits += picks[0].slot == planted;
         for (int64_t i = 0; i < 4; i++) {
             CHECK(fabs(bound(&f, 0, picks[i].slot, q) - (double)picks[i].score) < 1e-3);
@@ -216,6 +318,9 @@ int main(void) {
     static const int64_t used[] = {1, 15, 16, 17, 96};
     test_pick_better();
     test_empty();
+    test_bounds(64);
+    test_bounds(7);
+    test_hold(5, 2100, 2070); /* three levels */
     for (size_t i = 0; i < 5; i++) {
         test_hold(32, 96, used[i]);
         test_hold(5, 300, used[i] + 200);
@@ -231,6 +336,7 @@ int main(void) {
             test_find_few(k, 128, used[i], 16);
         }
         test_find_many(k);
+        test_find_as_said(k);
     }
     return check_report();
 }
