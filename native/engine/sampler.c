@@ -326,10 +326,10 @@ lmi_status sampler_draw(sampler *s, const float *logits, const int32_t *history,
     const float *z = apply_penalties(s, logits, history, position, n_known);
     float largest = logits_largest(z, s->n_vocab, s->block_max);
     if (largest == -INFINITY) {
-        fail(error, LMI_INTERNAL, "no token can be drawn: all %lld logits are NaN or -infinity", (long long)s->n_vocab);
+        fail(error, LMI_BAD_FORMAT, "no token can be drawn: all %lld logits are NaN or -infinity", (long long)s->n_vocab);
         remedy(error,
                "The model's weights may be damaged: check the file with lmi info --check-tensors, or download it again.");
-        return LMI_INTERNAL;
+        return LMI_BAD_FORMAT;
     }
     bool greedy = s->saved.temperature == 0.0f || s->saved.top_k == 1;
     *token = greedy ? find_first(s, z, largest) : choose(s, z, largest);

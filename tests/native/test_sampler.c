@@ -207,7 +207,7 @@ static void test_nothing_to_draw(void) {
         for (int i = 0; i < 70; i++) {
             logits[i] = i % 2 ? NAN : -INFINITY;
         }
-        CHECK(sampler_draw(s, logits, no_history, 0, 0, &token, NULL, &error) == LMI_INTERNAL);
+        CHECK(sampler_draw(s, logits, no_history, 0, 0, &token, NULL, &error) == LMI_BAD_FORMAT);
         CHECK(strstr(error.message, "all 70 logits are NaN or -infinity") != NULL && error.remedy[0] != '\0');
         logits[69] = -FLT_MAX; /* one is enough */
         CHECK(draw(s, logits) == 69);

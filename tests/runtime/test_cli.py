@@ -58,6 +58,8 @@ def refused(done, code: int, *fragments: str) -> None:
         (["run", "MODEL", "--text", "a", "--recall", "blocks", "--recall-budget", "999999999999T"], "is not a size"),
         (["run", "MODEL", "--prompt", "-", "--prompt", "-"], "only once"),
         (["run", "MODEL", "--text", "a", "--template-arg", "x"], "NAME=VALUE"),
+        (["run", "MODEL", "--raw", "--text", "a", "--template-arg", "x=1"], "without a template"),
+        (["bench", "MODEL", "-p", "0", "-n", "0"], "nothing to measure"),
         (["tokenize", "MODEL", "--text", "a", "--prompt", "b"], "not both"),
         (["bench", "MODEL", "-d", "1,x"], "-d"),
         (["perplexity", "MODEL", "MODEL", "--last", "99999999999"], "--last takes at most"),

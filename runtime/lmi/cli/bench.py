@@ -60,6 +60,8 @@ def bench(model, console, n_prompt, n_gen, depths, repetitions, output, window, 
     """
     from lmi.bench import measure
 
+    if not any(n_prompt) and not any(n_gen):
+        raise click.UsageError("-p 0 and -n 0 leave nothing to measure.")
     table = _Table(console, output)
     with Interrupts() as stop, open_model(model, console, **opening) as m:
         options = {"window": window_tokens(m, window, sinks), "sinks": sinks, "kv_type": kv_type, "chunk": chunk}

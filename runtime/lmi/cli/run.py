@@ -238,6 +238,8 @@ class Run:
         }
         try:
             template, how = self._template()
+            if template is None and o["template_args"]:
+                raise click.UsageError("--template-arg: the text is read without a template.")
             return Prompt.build(
                 self.model, documents, template=template, arguments=_arguments(o["template_args"]), **common
             ), how
