@@ -57,7 +57,7 @@ static bool has_avx512(void) {
 /* Linux (5.16 and later) gives a process the state of the tile registers when it asks, and may refuse. */
 static bool has_amx(void) {
     const uint64_t tiles = 0x60000;
-    const unsigned amx = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8; older headers lack them */
+    const unsigned amx = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, -TILE, -INT8; older headers lack them */
     unsigned eax, ebx, ecx, edx;
     if (!has_avx512() || (enabled_state() & tiles) != tiles || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||
         (edx & amx) != amx) {

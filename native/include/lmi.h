@@ -70,7 +70,7 @@ typedef enum lmi_isa { /* instruction sets that kernels are written for */
                        LMI_ISA_AVX2 = 2,
                        LMI_ISA_AVXVNNI = 3, /* AVX2 and AVX-VNNI */
                        LMI_ISA_AVX512 = 4,  /* AVX-512 F/BW/VL/DQ/VNNI */
-                       LMI_ISA_AMX = 5,     /* that and AMX-INT8 */
+                       LMI_ISA_AMX = 5,     /* that and AMX-INT8, AMX-BF16 */
                        LMI_ISA_NEON = 6
 } lmi_isa;
 

@@ -10,6 +10,7 @@
  *           for 16 of the rows:               multiply
  *
  * A row's result does not depend on its place, nor a token's. */
+#include "kernels/matmul_amx.h"
 #include "kernels/matmul_avx512.h"
 #include "kernels/matmul_parts.h"
 #include "kernels/matmul_unpack_avx512.h"
@@ -169,27 +170,12 @@ INLINE void fill_panel_256(const type_256 *type, const void *const *x, int64_t k
 
 /* ---- the tile registers ------------------------------------------------------------------------------------------------ */
 
-/* As Intel's SDM has it, volume 1, chapter 18; palette 1. */
-typedef struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-_Static_assert(sizeof(tile_config) == 64, "as ldtilecfg reads it");
-
 /* tmm0: sums, [16 tokens][16 rows] of int32; tmm1: activations [16 tokens][32 columns]; tmm2: weights [32 columns / 4][16 rows][4]. */
 static const tile_config config_32 = {.palette = 1, .row_bytes = {64, 32, 64}, .rows = {SIDE, SIDE, 8}};
 /* The same of 64 columns. tmm0, tmm1: sums of both planes; tmm2, tmm3: of 16 more tokens; tmm4, tmm5: activations; tmm6, tmm7: weights. */
 static const tile_config config_256 = {
     .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, 16, 16}};
 
-/* As assembly, because gcc's own functions for these do not tell the compiler which memory they read. */
-#define TILE_LOAD(TMM, FROM, STRIDE)                                                                                           \
-    __asm__ volatile("tileloadd (%0,%1,1), %%" TMM : : "r"(FROM), "r"((int64_t)(STRIDE)) : "memory")
-#define TILE_STORE(TMM, TO)                                                                                                    \
-    __asm__ volatile("tilestored %%" TMM ", (%0,%1,1)" : : "r"(TO), "r"((int64_t)sizeof(TO)[0]) : "memory")
-#define TILE_ZERO(TMM) __asm__ volatile("tilezero %%" TMM : :)
 #define TILE_DOT(SUMS, X, W) __asm__ volatile("tdpbssd %%" W ", %%" X ", %%" SUMS : :)
 
 /* Added to whole numbers below 2^22 it makes the bits of a float32 that is 1.5 * 2^23 and that number: with this to begin from, sums are
@@ -206,7 +192,7 @@ INLINE void dot_block(const part *w, int chunk, const panel *p, int b, int t0, f
     TILE_LOAD("tmm1", p->x[t0 / SIDE] + 32 * b, p->stride[t0 / SIDE]);
     TILE_LOAD("tmm2", w->u[chunk][0][8 * b], sizeof w->u[0][0][0]);
     TILE_DOT("tmm0", "tmm1", "tmm2");
-    TILE_STORE("tmm0", dots);
+    TILE_STORE("tmm0", dots, sizeof(dots)[0]);
 }
 
 /* dots[16 tokens][plane][token][row] of a super-block, of 16 or 32 tokens from t0 on */
@@ -234,14 +220,14 @@ INLINE void dot_planes(bool split, const part *w, int chunk, const panel *p, int
             }
         }
     }
-    TILE_STORE("tmm0", dots[0][0]);
+    TILE_STORE("tmm0", dots[0][0], sizeof(dots[0][0])[0]);
     if (split) {
-        TILE_STORE("tmm1", dots[0][1]);
+        TILE_STORE("tmm1", dots[0][1], sizeof(dots[0][1])[0]);
     }
     if (n > SIDE) {
-        TILE_STORE("tmm2", dots[1][0]);
+        TILE_STORE("tmm2", dots[1][0], sizeof(dots[1][0])[0]);
         if (split) {
-            TILE_STORE("tmm3", dots[1][1]);
+            TILE_STORE("tmm3", dots[1][1], sizeof(dots[1][1])[0]);
         }
     }
 }
@@ -366,7 +352,7 @@ static void multiply_panel(const matmul_args *a, const amx_kernel *kernel, int64
 static void multiply_all(const matmul_args *a, const amx_kernel *kernel, const tile_config *config) {
     workspace *s = a->scratch;
     memset(&s->x, 0, sizeof s->x); /* tokens that are not there are multiplied, too */
-    __asm__ volatile("ldtilecfg %0" : : "m"(*config));
+    tiles_begin(config);
     for (int64_t r0 = a->row0; r0 < a->row1; r0 += PARTS * SIDE) {
         for (int64_t c0 = 0; c0 < a->k; c0 += COLUMNS) {
             const int columns = smaller(a->k - c0, COLUMNS);
@@ -383,7 +369,7 @@ static void multiply_all(const matmul_args *a, const amx_kernel *kernel, const t
             }
         }
     }
-    __asm__ volatile("tilerelease" : : : "memory"); /* their state need not be saved when threads change */
+    tiles_end();
 }
 
 size_t matmul_tiles_scratch_amx(void) { return act_round(sizeof(workspace)); }

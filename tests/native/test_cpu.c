@@ -35,14 +35,14 @@ static void test_isas(void) {
     const char *const avx2[] = {"avx", "avx2", "fma", "f16c"};
     const char *const avx512[] = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
     const char *const avxvnni[] = {"avx", "avx2", "fma", "f16c", "avx_vnni"};
-    const char *const amx[] = {"amx_tile", "amx_int8"};
+    const char *const amx[] = {"amx_tile", "amx_int8", "amx_bf16"};
     int has_avx2 = kernel_says(avx2, 4), has_avxvnni = kernel_says(avxvnni, 5), has_avx512 = kernel_says(avx512, 8);
 #if defined(__x86_64__)  /* elsewhere the file may be that of the machine below an emulator */
     if (has_avx2 >= 0) { /* the kernel hides what it does not save registers for */
         CHECK(cpu_has(LMI_ISA_AVX2) == (has_avx2 == 1));
         CHECK(cpu_has(LMI_ISA_AVXVNNI) == (has_avxvnni == 1));
         CHECK(cpu_has(LMI_ISA_AVX512) == (has_avx512 == 1));
-        CHECK(!cpu_has(LMI_ISA_AMX) || kernel_says(amx, 2) == 1); /* it may be there and the kernel refuse it */
+        CHECK(!cpu_has(LMI_ISA_AMX) || kernel_says(amx, 3) == 1); /* it may be there and the kernel refuse it */
     }
 #else
     (void)has_avx2;
