@@ -18,6 +18,8 @@ typedef struct tile_config {
 
 _Static_assert(sizeof(tile_config) == 64, "as ldtilecfg reads it");
 
+INLINE int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
+
 INLINE void tiles_begin(const tile_config *config) { __asm__ volatile("ldtilecfg %0" : : "m"(*config)); }
 /* Their state need not be saved then when threads change. */
 INLINE void tiles_end(void) { __asm__ volatile("tilerelease" : : : "memory"); }

@@ -23,6 +23,18 @@ void matmul_f16_avx512(const matmul_args *a);
 void matmul_bf16_avx512(const matmul_args *a);
 size_t matmul_float_scratch_avx512(void);
 
+/* The first n of sixteen. */
+INLINE __mmask16 mask_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1 : 0); }
+
+/* Sixteen values, those outside the mask are 0 and not read. */
+INLINE __m512 load_f16(const uint8_t *values, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values));
+}
+INLINE __m512 load_bf16(const uint8_t *values, __mmask16 mask) {
+    __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, values));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
 /* Rows of 16 dwords to columns. */
 INLINE void transpose_16x16(__m512i v[16]) {
     __m512i a[16];

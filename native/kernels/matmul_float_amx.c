@@ -6,7 +6,9 @@
  *
  *   for 128 rows, for a block of columns:   split
  *       for 32 tokens:                      split
- *           for 32 of the rows:             multiply, add to y */
+ *           for 32 of the rows:             multiply, add to y
+ *
+ * Tokens that are not there are multiplied, too, whatever the registers are loaded with: their results are dropped. */
 
 #include "kernels/matmul_amx.h"
 #include "kernels/matmul_avx512.h"
@@ -28,17 +30,7 @@ typedef struct type_half {
     __m512 (*load)(const uint8_t *values, __mmask16 mask); /* sixteen, those outside the mask are 0 and not read */
 } type_half;
 
-INLINE __m512 load_f16(const uint8_t *values, __mmask16 mask) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values));
-}
-INLINE __m512 load_bf16(const uint8_t *values, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, values)), 16));
-}
-
 static const type_half type_f16 = {2, load_f16}, type_bf16 = {1, load_bf16};
-
-INLINE __mmask16 mask_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1 : 0); }
-INLINE int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
 
 /* Columns 0..15 and 16..31 to parts, in pairs. */
 INLINE void split(__m512 low, __m512 high, int parts, __m512i *out) {
@@ -145,8 +137,6 @@ INLINE void multiply_pair(const matmul_args *a, int parts, workspace *s, int pai
 
 INLINE void multiply_all(const matmul_args *a, const type_half *type) {
     workspace *s = a->scratch;
-    memset(s->x, 0, sizeof s->x); /* tokens and rows that are not there are multiplied, too */
-    memset(s->edge, 0, sizeof s->edge);
     tiles_begin(&config);
     for (int64_t r0 = a->row0; r0 < a->row1; r0 += PAIRS * PAIR) {
         const int n_pairs = smaller((a->row1 - r0 + PAIR - 1) / PAIR, PAIRS);

@@ -16,19 +16,9 @@ typedef struct type_float {
 } type_float;
 
 INLINE __m512 load_f32(const uint8_t *values, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, values); }
-INLINE __m512 load_f16(const uint8_t *values, __mmask16 mask) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, values));
-}
-INLINE __m512 load_bf16(const uint8_t *values, __mmask16 mask) {
-    __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, values));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-}
-
 static const type_float type_f32 = {4, load_f32};
 static const type_float type_f16 = {2, load_f16};
 static const type_float type_bf16 = {2, load_bf16};
-
-INLINE __mmask16 mask_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1); }
 
 INLINE const float *row_of_token(const matmul_args *a, int64_t t) {
     return (const float *)(const void *)((const char *)a->x + (size_t)t * a->x_stride);

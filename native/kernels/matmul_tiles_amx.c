@@ -100,10 +100,8 @@ INLINE __m512i split_products(bool split, __m512i q, __m512i scale, __m512i *b) 
 }
 
 INLINE void unpack_256(const type_256 *type, const uint8_t *const *rows, int64_t c0, int columns, part *out) {
-    const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
-    const __m512i quarter =
-        _mm512_mask_add_epi16(_mm512_mask_add_epi16(zero, 0xff00ff00, zero, one), 0xffff0000,
-                              _mm512_mask_add_epi16(zero, 0xff00ff00, zero, one), _mm512_add_epi16(one, one));
+    const long long ones = 0x0001000100010001;
+    const __m512i quarter = _mm512_set_epi64(3 * ones, 3 * ones, 2 * ones, 2 * ones, ones, ones, 0, 0);
     for (int s = 0; s < columns / CHUNK; s++) {
         const size_t at = (size_t)((c0 / CHUNK + s) * type->bytes);
         __m512i scales[16], m[16];
@@ -298,10 +296,6 @@ INLINE void multiply_256(const type_256 *type, const part *w, int chunk, const p
 
 /* ---- all rows, columns and tokens -------------------------------------------------------------------------------------- */
 
-static int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
-
-static __mmask16 first_lanes(int64_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
-
 /* Columns c0 .. c0 + columns - 1 of n tokens; fewer than 16 are copied, since a tile register is loaded whole. */
 static void fill_panel(const matmul_args *a, const amx_kernel *kernel, const void *const *x, int64_t c0, int columns, int n,
                        panel *p) {
@@ -329,7 +323,7 @@ static void multiply_panel(const matmul_args *a, const amx_kernel *kernel, int64
     float *y = a->y + t0 * a->y_stride + r0;
     const int n_parts = smaller((a->row1 - r0 + SIDE - 1) / SIDE, PARTS);
     for (int i = 0; i < n_parts; i++) {
-        const __mmask16 rows = c0 == 0 ? 0 : first_lanes(a->row1 - r0 - SIDE * i);
+        const __mmask16 rows = c0 == 0 ? 0 : mask_of(a->row1 - r0 - SIDE * i);
         for (int t = 0; t < n; t++) {
             _mm512_store_ps(s->sums[i][t], _mm512_maskz_loadu_ps(rows, y + t * a->y_stride + SIDE * i));
         }
@@ -342,7 +336,7 @@ static void multiply_panel(const matmul_args *a, const amx_kernel *kernel, int64
         }
     }
     for (int i = 0; i < n_parts; i++) {
-        const __mmask16 rows = first_lanes(a->row1 - r0 - SIDE * i);
+        const __mmask16 rows = mask_of(a->row1 - r0 - SIDE * i);
         for (int t = 0; t < n; t++) {
             _mm512_mask_storeu_ps(y + t * a->y_stride + SIDE * i, rows, _mm512_load_ps(s->sums[i][t]));
         }
